@@ -1,0 +1,1 @@
+"""Data sources, observers and range estimators."""

@@ -1,0 +1,183 @@
+"""Observes a model's float values over the calibration data: once, for all targets and variants.
+
+Ranges belong to tensors and Q/DQ to a target, so what is observed is the *source* model. A pass
+asks for values of its own model; those that stand for a value of the source (its provenance says
+which) are answered from one sweep over the source, whatever passes ran in between.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from optimc.calibration.checks import fixed_batch
+from optimc.calibration.table import read_table, write_table
+from optimc.core.digest import digest_of
+from optimc.core.errors import InputError
+from optimc.core.statistics import TensorStatistics
+from optimc.core.worker import Limits, Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from optimc.calibration.dataset import Dataset
+    from optimc.core.model import Model, OnnxModel
+    from optimc.core.store import Store
+
+CHUNK_BYTES = 256 << 20
+"""Bytes of values that one run may return."""
+
+_VERSION = 1  # raised when the same data gives other statistics
+_SERVICE = "optimc.calibration.observe_service:ObserverService"
+_TOOLS = ("onnxruntime", "numpy")
+
+
+class ActivationCalibration:
+    """Statistics of a model's values, observed by source name; a `core.passes.Calibration`.
+
+    `sweeps` counts the runs over the data that this object had to make (what the store knew already
+    costs none). Raises InputError and WorkerError from `statistics`.
+    """
+
+    def __init__(
+        self,
+        source: OnnxModel,
+        dataset: Dataset,
+        seed: int,
+        store: Store,
+        limits: Limits | None = None,
+        progress: Callable[[float, str], None] = lambda share, text: None,
+        max_batch: int | None = None,
+        chunk_bytes: int = CHUNK_BYTES,
+    ) -> None:
+        self._source = source
+        self._dataset = dataset
+        self._seed = seed
+        self._store = store
+        self._limits = limits or Limits()
+        self._progress = progress
+        self._max_batch = max_batch
+        self._chunk_bytes = chunk_bytes
+        self._tables: dict[str, dict[str, TensorStatistics]] = {}
+        self.sweeps = 0
+
+    @property
+    def digest(self) -> str:
+        """Names the data, its transform and order, the seed and the way of observing."""
+        return digest_of("calibration", _VERSION, self._dataset.digest, self._seed)
+
+    def statistics(self, model: Model, values: Sequence[str]) -> dict[str, TensorStatistics]:
+        """Statistics of `values` of `model`, an `OnnxModel`.
+
+        Values without a source name are observed on `model` itself, in a sweep of their own. Values
+        that are not floating-point, or that only a subgraph knows, are left out.
+        """
+        provenance = model.provenance
+        asked = {value: self._source_values.get(provenance.get(value, "")) for value in values}
+        of_source = [name for name in asked.values() if name is not None]
+        table = self._observed(self._source, of_source, everything=True) if of_source else {}
+        found = {value: table[name] for value, name in asked.items() if name in table}
+        own = [value for value, name in asked.items() if name is None]
+        if own:
+            found |= self._observed(_onnx_model(model), own, everything=False)
+        return {value: found[value] for value in values if value in found}
+
+    @cached_property
+    def _source_values(self) -> dict[str, str]:
+        """From a source name to the value of the source model that has it."""
+        from optimc.calibration.observable import float_values
+
+        provenance = self._source.provenance
+        names = float_values(self._source.ir)
+        return {provenance.get(name, name): name for name in names}
+
+    def _observed(
+        self, model: OnnxModel, wanted: Sequence[str], *, everything: bool
+    ) -> Mapping[str, TensorStatistics]:
+        """A table with at least the `wanted` values, out of memory, the store, or a sweep.
+
+        With `everything`, the sweep takes in all that any placement may ask for.
+        """
+        known = self._tables.setdefault(model.digest + model.names_digest, {})
+        missing = sorted(set(wanted) - known.keys())
+        if missing and everything and not known:
+            from optimc.calibration.observable import likely_values
+
+            known.update(self._swept(model, sorted({*missing, *likely_values(model.ir)})))
+        elif missing:
+            known.update(self._swept(model, missing))
+        return known
+
+    def _swept(self, model: OnnxModel, names: Sequence[str]) -> dict[str, TensorStatistics]:
+        tools = {tool: version(tool) for tool in _TOOLS}
+        key = digest_of(model.digest, model.names_digest, self.digest, names, tools)
+        folder = self._store.get("calibration", key)
+        if folder is None:
+            observed = self._sweep(model, names)
+            about = {"model": model.digest, "data": self.digest, "samples": len(self._dataset)}
+            folder = self._store.put(
+                "calibration", key, lambda target: write_table(target, observed, {**about, **tools})
+            )
+        return read_table(folder)
+
+    def _sweep(self, model: OnnxModel, names: Sequence[str]) -> dict[str, TensorStatistics]:
+        self.sweeps += 1
+        table: dict[str, TensorStatistics] = {}
+        options = {"chunk_bytes": self._chunk_bytes}
+        with (
+            _file_of(model) as path,
+            Worker(
+                _SERVICE, {**options, "path": str(path)}, name="calibration", limits=self._limits
+            ) as worker,
+        ):
+            fixed = fixed_batch(model.signature)
+            sample = next(self._dataset.batches(fixed or 1)).feeds
+            plan = worker.call("plan", sample, values=list(names)).data
+            size = fixed or min(plan["samples"], self._max_batch or plan["samples"])
+            for number, chunk in enumerate(plan["chunks"]):
+                worker.call("open", values=chunk)
+                self._feed(worker, size, fixed, number, len(plan["chunks"]))
+                reply = worker.call("statistics")
+                for name, scalars in reply.data.items():
+                    histogram = reply.arrays[name].astype("int64")
+                    table[name] = TensorStatistics(histogram=histogram, **scalars)
+        return table
+
+    def _feed(self, worker: Worker, size: int, fixed: int | None, chunk: int, chunks: int) -> None:
+        total = len(self._dataset)
+        for batch in self._dataset.batches(size):
+            length = len(next(iter(batch.feeds.values())))
+            if fixed and length < fixed:
+                raise InputError(
+                    f"{total} samples do not fill batches of {fixed}, which the model wants",
+                    where=self._dataset.where,
+                    fix=f"take: {total - length}" if total > length else "take more data",
+                )
+            worker.call("observe", batch.feeds, first=batch.first_index)
+            done = (batch.first_index + length) / total
+            self._progress((chunk + done) / chunks, "observing the calibration data")
+
+
+@contextmanager
+def _file_of(model: OnnxModel) -> Iterator[Path]:
+    """The model's file, written into a temporary folder where it has none."""
+    if model.path is not None:
+        yield model.path
+        return
+    with tempfile.TemporaryDirectory(prefix="optimc-calibration-") as folder:
+        path = Path(folder) / "model.onnx"
+        model.write_onnx(path)
+        yield path
+
+
+def _onnx_model(model: Model) -> OnnxModel:
+    from optimc.core.model import OnnxModel
+
+    if not isinstance(model, OnnxModel):
+        raise TypeError(f"calibration observes ONNX models, not the level {model.level}")
+    return model

@@ -1,0 +1,282 @@
+"""The commands and their options; what they do is imported only when one runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Optional
+
+import typer
+
+_EPILOG = (
+    "Exit codes: 0 built, gate passed; 1 a bug in optimc; 2 the recipe, an input or the command "
+    "line is wrong; 3 a cell failed or cannot be built here; 4 the gate failed; 5 the gate is "
+    "undecided; 130 interrupted."
+)
+
+app = typer.Typer(
+    name="optimc",
+    help="A compiler for trained models: verified passes, measured engines, a verdict.",
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipePath = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="The recipe, such as recipes/quickstart.yaml.")
+]
+SetOption = Annotated[
+    Optional[list[str]],  # noqa: UP045 (typer reads the annotation at run time)
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override by name: gate.speedup=2, variants.int8.quantize_int8.ranges=mse.",
+    ),
+]
+Untrusted = Annotated[
+    bool, typer.Option("--untrusted", help="Refuse recipes that would run user code.")
+]
+
+
+def command() -> Any:
+    """The click command behind the app."""
+    return typer.main.get_command(app)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from optimc import __version__
+
+        typer.echo(f"optimc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """A compiler for trained models: verified passes, measured engines, a verdict.
+
+    Start with `optimc init model.onnx`, then `optimc build recipe.yaml`.
+    """
+
+
+@app.command(epilog=_EPILOG)
+def build(
+    recipe: RecipePath,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("-o", "--out", metavar="DIR", help="Where to [default: build/<recipe>]."),
+    ] = None,
+    variant: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="V", help="Only variants of this name or glob."),
+    ] = None,
+    target: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="T", help="Only targets of this name or glob."),
+    ] = None,
+    settings: SetOption = None,
+    locked: Annotated[
+        bool, typer.Option("--locked", help="Replay the lock; refuse any difference by name.")
+    ] = False,
+    offline: Annotated[
+        bool,
+        typer.Option("--offline", help="Use no network. optimc never does; for scripts that ask."),
+    ] = False,
+    untrusted: Untrusted = False,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Neither read nor write the cache.")
+    ] = False,
+    no_measure: Annotated[
+        bool, typer.Option("--no-measure", help="Build and verify only: no metrics, no latency.")
+    ] = False,
+    fail_on_rollback: Annotated[
+        bool, typer.Option("--fail-on-rollback", help="A pass that was rolled back fails its cells.")
+    ] = False,
+    verify: Annotated[
+        Literal["fast", "full", "off"],
+        typer.Option(help="How much data passes and engines have to prove themselves on."),
+    ] = "fast",
+    limit: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="PASS=N", help="Stop a pass after its Nth rewrite (for bisection)."),
+    ] = None,
+    dump: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="DIR", help="Write the model after every pass to DIR."),
+    ] = None,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print report.json on stdout.")
+    ] = False,
+) -> int:
+    """Build every cell of a recipe, measure it, and judge it by the gate.
+
+    Leaves artifacts/, report.json, report.html, report.md and junit.xml in DIR, and the lock
+    beside the recipe.
+
+    Example: optimc build recipes/quickstart.yaml -o out --target ort
+    """
+    from optimc.cli.build import run_build
+
+    return run_build(
+        recipe,
+        out=out,
+        variant=variant,
+        target=target,
+        settings=settings or [],
+        locked=locked,
+        untrusted=untrusted,
+        no_cache=no_cache,
+        no_measure=no_measure,
+        fail_on_rollback=fail_on_rollback,
+        verify=verify,
+        limits=limit or [],
+        dump=dump,
+        json_output=json_output,
+    )
+
+
+@app.command()
+def init(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="RECIPE", help="Where to write the recipe.")
+    ] = Path("recipe.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+) -> int:
+    """Look at a model and write a commented recipe that builds as it is.
+
+    Example: optimc init model.onnx -o recipe.yaml
+    """
+    from optimc.cli.look import run_init
+
+    return run_init(model, out, force=force)
+
+
+@app.command()
+def check(
+    recipe: RecipePath,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print the plan: passes, what they share, cells.")
+    ] = False,
+    settings: SetOption = None,
+    untrusted: Untrusted = False,
+) -> int:
+    """Check everything that a build checks before work, and nothing else.
+
+    Example: optimc check recipe.yaml --explain
+    """
+    from optimc.cli.check import run_check
+
+    return run_check(recipe, explain=explain, settings=settings or [], untrusted=untrusted)
+
+
+@app.command()
+def inspect(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="An ONNX file, or the folder of an engine.")
+    ],
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> int:
+    """Show a model's signature, operators, parameters, FLOPs, sizes and quantization.
+
+    Example: optimc inspect model.onnx
+    """
+    from optimc.cli.look import run_inspect
+
+    return run_inspect(model, json_output=json_output)
+
+
+@app.command()
+def passes(
+    name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(metavar="NAME", help="A pass, for its manual page."),
+    ] = None,
+) -> int:
+    """List all passes, or print the manual page of one.
+
+    Example: optimc passes quantize_int8
+    """
+    from optimc.cli.manual import run_passes
+
+    return run_passes(name)
+
+
+@app.command()
+def targets() -> int:
+    """List the targets: what builds here, and what would make the others build."""
+    from optimc.cli.manual import run_targets
+
+    return run_targets()
+
+
+@app.command()
+def schema(
+    of: Annotated[
+        Literal["recipe", "report"], typer.Argument(metavar="recipe|report", help="Which one.")
+    ] = "recipe",
+) -> int:
+    """Print the JSON Schema of recipes (for editors) or of report.json.
+
+    Example: optimc schema recipe > recipe.schema.json
+    """
+    from optimc.cli.manual import run_schema
+
+    return run_schema(of)
+
+
+@app.command()
+def doctor() -> int:
+    """Show what is installed and usable here, and the command that would fix what is not."""
+    from optimc.cli.doctor import run_doctor
+
+    return run_doctor()
+
+
+cache_app = typer.Typer(
+    help="Look after the cache: where it is, how big, verify, prune, clear.", no_args_is_help=True
+)
+app.add_typer(cache_app, name="cache")
+
+
+@cache_app.command("info")
+def cache_info() -> int:
+    """Show the folder, the bound, and entries by kind."""
+    from optimc.cli.cache import run_info
+
+    return run_info()
+
+
+@cache_app.command("verify")
+def cache_verify() -> int:
+    """Read every entry and remove damaged ones."""
+    from optimc.cli.cache import run_verify
+
+    return run_verify()
+
+
+@cache_app.command("prune")
+def cache_prune(
+    size_gb: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--size-gb", min=0.0, help="Prune to this size [default: the bound]."),
+    ] = None,
+) -> int:
+    """Remove the entries that were used longest ago."""
+    from optimc.cli.cache import run_prune
+
+    return run_prune(size_gb)
+
+
+@cache_app.command("clear")
+def cache_clear() -> int:
+    """Remove every entry."""
+    from optimc.cli.cache import run_clear
+
+    return run_clear()

@@ -1,0 +1,73 @@
+"""From arguments to an exit code: the one place where errors become messages."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+
+from optimc.core.errors import ExitCode, OptimcError
+
+_TRACE_VARIABLE = "OPTIMC_TRACEBACK"
+
+
+def run(arguments: list[str]) -> int:
+    """Runs the command that `arguments` name and returns the exit code of the process."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return _invoke(arguments)
+    except OptimcError as error:
+        _say(f"error: {error}")
+        return int(error.exit_code)
+    except KeyboardInterrupt:
+        _say("interrupted: nothing half-written stays; the same command goes on from what is done")
+        return int(ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        # The reader went away (`| head`): not an error; keep the interpreter from saying so.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return int(ExitCode.OK)
+    except Exception as error:
+        return _bug(error)
+
+
+def _invoke(arguments: list[str]) -> int:
+    from typer.exceptions import TyperException
+
+    from optimc.cli.app import command
+
+    try:
+        code = int(command().main(arguments, prog_name="optimc", standalone_mode=False) or 0)
+    except TyperException as error:
+        error.show()  # type: ignore[attr-defined]
+        return int(ExitCode.INPUT)
+    if code == ExitCode.INTERRUPTED:
+        raise KeyboardInterrupt  # typer turns Ctrl-C into an exit code
+    return code
+
+
+def _bug(error: Exception) -> int:
+    import traceback
+
+    if os.environ.get(_TRACE_VARIABLE):
+        traceback.print_exc()
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    _say(
+        f"bug in optimc: {type(error).__name__}: {error} ({last.filename}:{last.lineno})\n"
+        f"  fix: please report it with the recipe; {_TRACE_VARIABLE}=1 shows the whole trace"
+    )
+    return int(ExitCode.BUG)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends a build as Ctrl-C does: workers are closed, temporary files removed."""
+    raise KeyboardInterrupt
+
+
+def _say(text: str) -> None:
+    print(printable(text), file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """`text` with control characters escaped: names from files must not steer the terminal."""
+    return "".join(c if c in "\n\t" or c.isprintable() else repr(c)[1:-1] for c in text)

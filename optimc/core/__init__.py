@@ -1,0 +1,1 @@
+"""The core types, which everything else builds on."""

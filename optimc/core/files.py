@@ -1,0 +1,89 @@
+"""Writing files so that nothing half-written stays, and naming them by their content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from optimc.core.errors import InputError
+
+TEMPORARY_PREFIX = ".optimc-tmp-"
+
+
+def _write_refused(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"cannot write: {error.strerror or error}",
+        where=str(path),
+        fix="choose a folder with free space that you may write to (-o DIR)",
+    )
+
+
+@contextmanager
+def atomic_write(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
+    """Opens a temporary file beside `path`; it takes the name `path` only when all was written.
+
+    Text is UTF-8 with ``\\n`` line ends. Raises `InputError` where the disk or the folder refuses.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}")
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, mode, **text) as file:  # type: ignore[call-overload]
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _write_refused(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `path`; it replaces `path` when the block ends well."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent))
+    except OSError as error:
+        raise _write_refused(path, error) from error
+    try:
+        yield temporary
+        replace_folder(temporary, path)
+    except OSError as error:
+        raise _write_refused(path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Puts the folder `new` in the place of `path` (which may exist), on one file system."""
+    os.chmod(new, 0o755)
+    if not path.exists():
+        os.replace(new, path)
+        return
+    # A folder cannot replace a full folder in one step: the old one is moved aside first.
+    aside = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent))
+    try:
+        os.replace(path, aside / "old")
+        try:
+            os.replace(new, path)
+        except OSError:
+            os.replace(aside / "old", path)
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, read in pieces, in lower-case hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,222 @@
+"""The base of all passes: what a pass declares, what it gets, and what it gives back.
+
+A pass is a frozen pydantic model: its fields are its options in the recipe, its docstring is its
+manual page (sections Rewrites, Refuses, Accuracy, Options). It lives in one file that is named
+after it; nothing is registered.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from optimc.core.model import Level, Model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from optimc.core.statistics import TensorStatistics
+    from optimc.core.targets import TargetSpec
+
+
+class Input(StrEnum):
+    """What a pass may read besides the model; cells fork where these differ."""
+
+    SPEC = "spec"
+    DEVICE = "device"
+    CALIBRATION = "calibration"
+    TUNING = "tuning"
+    TRAINING = "training"
+
+
+class EffectKind(StrEnum):
+    """How far a pass may move the outputs."""
+
+    EXACT = "exact"
+    TOLERANCE = "tolerance"
+    LOSSY = "lossy"
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What a pass promises about the outputs.
+
+    EXACT is bit-equal. TOLERANCE bounds ``max |difference| / max |reference|`` per output (the
+    scale of the output). LOSSY is judged by the gate where the recipe limits a metric, else by the
+    default bound: 1 % relative drop of the metric, or an output SQNR of at least `bound` dB.
+    """
+
+    kind: EffectKind
+    bound: float = 0.0
+
+
+EXACT = Effect(EffectKind.EXACT)
+
+
+def tolerance(bound: float = 1e-5) -> Effect:
+    """Equal up to `bound`, relative to each output's scale."""
+    return Effect(EffectKind.TOLERANCE, bound)
+
+
+def lossy(sqnr_db: float = 20.0) -> Effect:
+    """May change the numbers; without a metric the outputs keep an SQNR of `sqnr_db` at least."""
+    return Effect(EffectKind.LOSSY, sqnr_db)
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """One numbered change: which rule, and at which node or value."""
+
+    number: int
+    rule: str
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A place where a rewrite did not apply, and why."""
+
+    rule: str
+    where: str
+    reason: str
+
+
+class RewriteLog:
+    """Numbers the rewrites of one pass, and stops them after the limit (``--limit PASS=N``)."""
+
+    def __init__(self, limit: int | None = None) -> None:
+        self._limit = limit
+        self._rewrites: list[Rewrite] = []
+        self._refusals: list[Refusal] = []
+
+    def allow(self, rule: str, where: str) -> bool:
+        """True when the rewrite may be done; it then has the next number, so it must be done."""
+        if self._limit is not None and len(self._rewrites) >= self._limit:
+            return False
+        self._rewrites.append(Rewrite(len(self._rewrites) + 1, rule, where))
+        return True
+
+    def refuse(self, rule: str, where: str, reason: str) -> None:
+        """Notes that a rewrite does not apply here."""
+        refusal = Refusal(rule, where, reason)
+        if refusal not in self._refusals:
+            self._refusals.append(refusal)
+
+    @property
+    def rewrites(self) -> tuple[Rewrite, ...]:
+        """What was done so far."""
+        return tuple(self._rewrites)
+
+    @property
+    def refusals(self) -> tuple[Refusal, ...]:
+        """What was not done, and why."""
+        return tuple(self._refusals)
+
+
+class Calibration(Protocol):
+    """Statistics of a model's values over the calibration data."""
+
+    @property
+    def digest(self) -> str:
+        """Names the data, the transform and the seed."""
+
+    def statistics(self, model: Model, values: Sequence[str]) -> Mapping[str, TensorStatistics]:
+        """Observed statistics of `values` of `model`; observed once per source value, then kept."""
+
+
+class UndeclaredInputError(Exception):
+    """A pass read what it does not declare in `reads`: a bug of the pass."""
+
+
+@dataclass
+class PassContext:
+    """What a pass may use while it runs.
+
+    `spec` and `calibration` are there only for passes that declare to read them.
+    """
+
+    reads: frozenset[Input]
+    log: RewriteLog
+    seed: int
+    workspace: Path
+    """An empty folder for the pass's own files, removed afterwards."""
+    target_spec: TargetSpec | None = None
+    calibration_data: Calibration | None = None
+    progress: Callable[[float, str], None] = field(default=lambda share, text: None)
+    """Called with the share that is done (0 to 1) and what is being done."""
+
+    @property
+    def spec(self) -> TargetSpec:
+        """The target's data. Raises UndeclaredInputError unless SPEC is declared."""
+        self._declared(Input.SPEC)
+        assert self.target_spec is not None
+        return self.target_spec
+
+    @property
+    def calibration(self) -> Calibration:
+        """The calibration statistics. Raises UndeclaredInputError unless CALIBRATION is declared."""
+        self._declared(Input.CALIBRATION)
+        assert self.calibration_data is not None
+        return self.calibration_data
+
+    def _declared(self, wanted: Input) -> None:
+        if wanted not in self.reads:
+            raise UndeclaredInputError(f"the pass reads {wanted.name} but does not declare it")
+
+
+@dataclass(frozen=True, slots=True)
+class PassResult:
+    """What a pass gives back."""
+
+    model: Model
+    modified: bool
+    stats: Mapping[str, int | float | str] = field(default_factory=dict)
+    rewrites: tuple[Rewrite, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+
+
+class Pass(BaseModel, ABC):
+    """Rewrites a model of one level; see the module docstring for how to write one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    level: ClassVar[Level]
+    reads: ClassVar[frozenset[Input]] = frozenset()
+    required_by_default: ClassVar[bool] = False
+    """True for precision and training passes: rolled back, they must not ship under their name."""
+    tools: ClassVar[tuple[str, ...]] = ()
+    """Distributions whose version decides the result, for the cache key and the lock."""
+    version: ClassVar[int] = 1
+    """To be raised when the pass's results change within one release of optimc."""
+
+    @classmethod
+    def pass_name(cls) -> str:
+        """The name in recipes: the class name in snake case (FoldBatchnorm: fold_batchnorm, QuantizeInt8: quantize_int8)."""
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+
+    @property
+    @abstractmethod
+    def effect(self) -> Effect:
+        """What this instance promises; options decide it."""
+
+    def check(self, model: Model, context: PassContext) -> None:
+        """Raises PreconditionError where the pass cannot run on `model`: what is wrong, what to do."""
+
+    @abstractmethod
+    def run(self, model: Any, context: PassContext) -> PassResult:
+        """Rewrites `model`, a clone of its own, and returns the result.
+
+        `model` is an `OnnxModel` for passes of the ONNX level. Raises PreconditionError where it
+        finds out only now that it cannot run.
+        """
+
+    def options(self) -> dict[str, Any]:
+        """The options as plain data, defaults included."""
+        return self.model_dump(mode="json")

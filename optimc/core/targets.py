@@ -1,0 +1,281 @@
+"""The base of all targets: a runtime that builds engines, and the data that describes it.
+
+A `TargetSpec` is data: passes read it instead of asking which target they work for. An `Engine` is
+a folder with files that one runtime loads and a manifest that works without optimc. Sessions live
+in worker processes, see `optimc.targets.service`.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from optimc.core.digest import digest_of
+from optimc.core.files import file_sha256
+from optimc.core.model import Model, Signature
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Arrays = Mapping[str, NDArray[np.generic]]
+
+
+class SpecData(BaseModel):
+    """Base of the frozen data that describes a target."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class OperatorRule(SpecData):
+    """How one operator runs in INT8 on a target."""
+
+    inputs: Literal["all", "first"] | tuple[int, ...] = "all"
+    """Which inputs get a Q/DQ pair when they are activations."""
+    weight: int | None = None
+    """The input that holds the weight when it is constant (Conv: 1)."""
+    weight_axis: int | None = None
+    """The axis of per-channel weight scales; None is one scale for the whole weight."""
+    bias: int | None = None
+    """The input that holds the bias."""
+    output: bool = True
+    """Whether the output needs a Q as its only consumer for the INT8 kernel to be taken."""
+    absorbs: tuple[str, ...] = ()
+    """Activations that the kernel takes in: the Q then stands behind them (Conv: Relu, Clip)."""
+    same_scale: bool = False
+    """Data movement and pooling: the output keeps the scale and zero point of the input."""
+    only_with_quantized_input: bool = False
+    """Quantized only where an input comes from, or goes to, another quantized operator."""
+
+
+class QuantizationSpec(SpecData):
+    """Where Q and DQ go for a target, and of which types."""
+
+    activation_dtype: Literal["uint8", "int8"]
+    activation_symmetric: bool
+    weight_dtype: Literal["int8", "uint8"] = "int8"
+    weight_symmetric: bool = True
+    reduce_range: bool = False
+    """7-bit weights: for CPUs whose INT8 multiply-add saturates in 16 bits (no VNNI)."""
+    bias: Literal["int32", "float"]
+    quantize_graph_outputs: bool = False
+    rules: Mapping[str, OperatorRule]
+    """From the operator type to its rule; what is not listed stays in float."""
+
+
+class TargetSpec(SpecData):
+    """What passes may know of a target. Targets with equal digests share their passes' results."""
+
+    runtime: str
+    max_opset: int
+    max_ir_version: int
+    dtypes: frozenset[str]
+    """Numpy names of the tensor types with kernels."""
+    domains: frozenset[str] = frozenset({""})
+    quantization: QuantizationSpec | None = None
+    cpu_features: frozenset[str] = frozenset()
+    """CPU features that decide the placement (a part of the digest)."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the data."""
+        return digest_of(self.model_dump(mode="json"))
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailability:
+    """Why a target cannot be built here, and what would change that."""
+
+    reason: str
+    remedy: str
+
+
+class Bound(Protocol):
+    """A session with its inputs in place: running it again costs no copies that it can avoid."""
+
+    def run(self) -> None:
+        """One inference; returns when the outputs are complete."""
+
+    def outputs(self) -> Arrays:
+        """The outputs of the last run, by name, as numpy arrays on the host."""
+
+
+class Session(ABC):
+    """An engine opened by its runtime, in this process. A context manager."""
+
+    @abstractmethod
+    def bind(self, feeds: Arrays) -> Bound:
+        """Puts `feeds` (all inputs, by name) in place. Raises InputError for wrong ones."""
+
+    @abstractmethod
+    def precisions(self) -> Mapping[str, str]:
+        """What the runtime really took, read back: from layer (or node) name to a dtype name."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Frees the runtime's objects."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The files of one built cell. `folder` holds them and ``manifest.json``."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    MANIFEST: ClassVar[str] = "manifest.json"
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The engine in `folder`."""
+        text = (folder / cls.MANIFEST).read_text(encoding="utf-8")
+        return cls(folder, json.loads(text))
+
+    @classmethod
+    def describe(
+        cls,
+        folder: Path,
+        *,
+        runtime: str,
+        main: str,
+        model: Model,
+        session: Mapping[str, Any],
+        load: str,
+        versions: Mapping[str, str],
+        deterministic: bool,
+        notes: tuple[str, ...] = (),
+    ) -> Self:
+        """Writes the manifest for the files in `folder` and returns the engine.
+
+        `main` is the file the runtime loads; `session` is what the runtime needs to know to open
+        it as it was measured (threads, precision); `load` is the code (about four lines of Python,
+        run inside the folder) that loads and runs the engine without optimc; `deterministic` says
+        whether the same build gives the same bytes: if not, the model's digest is the identity.
+        """
+        files = {
+            path.relative_to(folder).as_posix(): {
+                "sha256": file_sha256(path),
+                "bytes": path.stat().st_size,
+            }
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name != cls.MANIFEST
+        }
+        identity = digest_of(files) if deterministic else model.digest
+        manifest = {
+            "schema": 1,
+            "runtime": runtime,
+            "main": main,
+            "files": files,
+            "identity": {
+                "sha256": identity,
+                "of": "files" if deterministic else "the ONNX graph it was made from",
+            },
+            "model_sha256": model.digest,
+            "signature": model.signature.to_json(),
+            "session": dict(session),
+            "versions": dict(versions),
+            "load": load,
+            "notes": list(notes),
+        }
+        text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
+        (folder / cls.MANIFEST).write_text(text, encoding="utf-8")
+        return cls(folder, manifest)
+
+    @property
+    def runtime(self) -> str:
+        """The runtime's name, as in recipes."""
+        return str(self.manifest["runtime"])
+
+    @property
+    def main(self) -> Path:
+        """The file that the runtime loads."""
+        return self.folder / str(self.manifest["main"])
+
+    @property
+    def digest(self) -> str:
+        """The identity: of the files, or of the ONNX graph where the format is not deterministic."""
+        return str(self.manifest["identity"]["sha256"])
+
+    @property
+    def bytes(self) -> int:
+        """The size of all files."""
+        return sum(int(file["bytes"]) for file in self.manifest["files"].values())
+
+    @property
+    def signature(self) -> Signature:
+        """Inputs and outputs."""
+        return Signature.from_json(self.manifest["signature"])
+
+
+@dataclass
+class BuildContext:
+    """What a target may use while it legalizes and builds."""
+
+    workspace: Path
+    """An empty folder for temporary files."""
+    seed: int = 0
+    measure_speedup: Callable[[Model, Model], float] | None = None
+    """Measures how many times faster the second model is than the first, on this target; None
+    where measuring is off, and then nothing that has to win by measuring is kept."""
+    notes: list[str] = field(default_factory=list)
+    """Lines for the report."""
+
+
+class Target(BaseModel, ABC):
+    """A runtime with its options: the fields are what the recipe says under `targets`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    runtime: str
+    """Which runtime builds and runs the engine."""
+    optional: bool = False
+    """Whether a build is fine without this target where it cannot be built."""
+
+    tools: ClassVar[tuple[str, ...]] = ()
+    """Distributions whose version decides the engine, for the cache key and the lock."""
+    extra: ClassVar[str | None] = None
+    """The extra that installs the runtime, None for the core."""
+
+    @classmethod
+    @abstractmethod
+    def unavailable(cls) -> Unavailability | None:
+        """Why this runtime cannot be used here, or None. Cheap: imports nothing heavy."""
+
+    @abstractmethod
+    def spec(self) -> TargetSpec:
+        """The data that passes read. Cheap: imports nothing heavy."""
+
+    def legalize(self, model: Model, context: BuildContext) -> Model:
+        """Rewrites standard ONNX into what only this runtime knows; kept only where it wins."""
+        return model
+
+    @abstractmethod
+    def build(self, model: Model, folder: Path, context: BuildContext) -> Engine:
+        """Builds the engine into the empty `folder`, manifest included.
+
+        Runs in a worker process. Raises CellError where the runtime refuses the model or does not
+        take the precision that was asked for.
+        """
+
+    @classmethod
+    @abstractmethod
+    def open(cls, engine: Engine, **overrides: Any) -> Session:
+        """Opens an engine in this process as its manifest's `session` says, `overrides` on top."""

@@ -1,0 +1,283 @@
+"""What is done with an ONNX file before anything trusts it, in a worker process.
+
+A hostile or broken file can crash onnx.checker or ONNX Runtime, hang them or exhaust memory; here
+that ends one worker and becomes one message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimc.core.errors import InputError
+
+if TYPE_CHECKING:
+    import onnx
+
+Answer = tuple[dict[str, Any], dict[str, Any]]
+Dims = Sequence[int | str]
+
+MIN_OPSET = 13
+"""Per-channel QuantizeLinear, and axes as inputs, begin here: older models are converted up."""
+
+_SMALL_TENSOR_BYTES = 1024
+_COMPARE_TOLERANCE = 1e-5
+_DYNAMIC_SIZES = (1, 2, 32, 224)
+
+
+class OnnxService:
+    """Examines, converts and loads ONNX files. Methods raise InputError."""
+
+    def examine(self, arrays: Mapping[str, Any], path: str, declared: Mapping[str, Dims]) -> Answer:
+        """Checks the file at `path` with every check there is, and loads it by ONNX Runtime.
+
+        `declared` gives shapes for inputs whose rank the file does not say. Returns the notes, the
+        opset, and what shape inference says of outputs without a declared shape.
+        """
+        from optimc.frontends.onnx_checks import (
+            check_functions,
+            check_interface,
+            check_names,
+            check_operators,
+        )
+        from optimc.frontends.onnx_files import check_tensors, parse
+
+        file = Path(path)
+        proto = parse(file)
+        check_interface(proto, file)
+        check_names(proto, file)
+        check_functions(proto, file)
+        check_operators(proto, file, _runtime_operators())
+        size = check_tensors(proto, file)
+        notes: list[str] = []
+        light = _without_weights(proto, declared)
+        output_dims = _fill_output_shapes(light, file, notes)
+        _run_checker(light, file)
+        stale = _contradiction(light)
+        _load_by_runtime(file)
+        answer = {
+            "notes": notes,
+            "opset": max((e.version for e in proto.opset_import if _is_onnx(e.domain)), default=0),
+            "bytes": size,
+            "output_dims": output_dims,
+            "stale_shapes": stale,
+        }
+        return answer, {}
+
+    def convert(self, arrays: Mapping[str, Any], path: str, target: str, opset: int) -> Answer:
+        """Writes the model at `path` with the given opset to `target`, where that proves right.
+
+        Both are run on the same seeded inputs. Returns the reason where it cannot be done.
+        """
+        import onnx
+        from onnx.version_converter import convert_version
+
+        from optimc.frontends.onnx_files import check_tensors, parse
+
+        file = Path(path)
+        if check_tensors(parse(file), file) > 2**30:
+            return {"reason": "it has more than 1 GiB of weights"}, {}
+        proto = onnx.load(path)
+        try:
+            converted = convert_version(proto, opset)
+        except (RuntimeError, ValueError) as error:
+            return {"reason": _first_line(error)}, {}
+        onnx.save(converted, target)
+        return {"reason": _difference(Path(path), Path(target))}, {}
+
+    def load(self, arrays: Mapping[str, Any], path: str) -> Answer:
+        """Loads the model by ONNX Runtime. Raises InputError where it refuses."""
+        _load_by_runtime(Path(path))
+        return {}, {}
+
+
+def _first_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _runtime_operators() -> frozenset[tuple[str, str]]:
+    """The operators with their domains that ONNX Runtime has beyond those of ONNX."""
+    from onnxruntime.capi import _pybind_state
+
+    schemas = _pybind_state.get_all_operator_schema()
+    return frozenset((s.domain, s.name) for s in schemas if s.domain)
+
+
+def _without_weights(proto: onnx.ModelProto, declared: Mapping[str, Dims]) -> onnx.ModelProto:
+    """The model with bigger initializers as mere inputs, so that C++ checks copy no weights."""
+    import onnx
+
+    light = onnx.ModelProto()
+    light.CopyFrom(proto) if proto.ByteSize() < 2**24 else _copy_frame(proto, light)
+    graph = light.graph
+    listed = {value.name for value in graph.input}
+    kept = []
+    for tensor in proto.graph.initializer:
+        external = tensor.data_location == onnx.TensorProto.EXTERNAL
+        if not external and len(tensor.raw_data) <= _SMALL_TENSOR_BYTES:
+            kept.append(tensor)
+        elif tensor.name not in listed:
+            dims = list(tensor.dims)
+            graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, dims)
+            )
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    for value in graph.input:
+        if value.name in declared and not value.type.tensor_type.HasField("shape"):
+            for dim in declared[value.name]:
+                entry = value.type.tensor_type.shape.dim.add()
+                setattr(entry, "dim_param" if isinstance(dim, str) else "dim_value", dim)
+    return light
+
+
+def _copy_frame(proto: onnx.ModelProto, light: onnx.ModelProto) -> None:
+    """Copies everything but the main graph's initializers."""
+    for field, value in proto.ListFields():
+        if field.name == "graph":
+            for inner, content in value.ListFields():
+                if inner.name != "initializer":
+                    _set(light.graph, inner, content)
+        else:
+            _set(light, field, value)
+
+
+def _set(message: Any, field: Any, value: Any) -> None:
+    if field.is_repeated:
+        getattr(message, field.name).extend(value)
+    elif field.message_type is not None:
+        getattr(message, field.name).CopyFrom(value)
+    else:
+        setattr(message, field.name, value)
+
+
+def _is_onnx(domain: str) -> bool:
+    return domain in ("", "ai.onnx")
+
+
+def _fill_output_shapes(
+    light: onnx.ModelProto, path: Path, notes: list[str]
+) -> dict[str, list[int | str | None]]:
+    """Infers shapes for outputs that declare none (the checker wants one, runtimes do not)."""
+    from onnx import shape_inference
+
+    without = [o for o in light.graph.output if not o.type.tensor_type.HasField("shape")]
+    if not without:
+        return {}
+    found: dict[str, list[int | str | None]] = {}
+    inferred = shape_inference.infer_shapes(light, data_prop=True)
+    types = {value.name: value.type for value in inferred.graph.output}
+    for output in without:
+        if not types[output.name].tensor_type.HasField("shape"):
+            raise InputError(
+                f"the output `{output.name}` has no shape, and it cannot be inferred",
+                where=str(path),
+                fix="export the model with the shape of its outputs (names for dynamic dims)",
+            )
+        output.type.CopyFrom(types[output.name])
+        found[output.name] = [
+            dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
+            for dim in output.type.tensor_type.shape.dim
+        ]
+    names = ", ".join(f"`{name}`" for name in found)
+    notes.append(f"the file gives no shape for the output {names}: it was inferred")
+    return found
+
+
+def _run_checker(light: onnx.ModelProto, path: Path) -> None:
+    from onnx import checker
+
+    try:
+        checker.check_model(light)
+    except checker.ValidationError as error:
+        raise InputError(
+            f"not a valid ONNX model: {_first_line(error)}",
+            where=str(path),
+            fix="export the model again, with a newer exporter where there is one",
+        ) from error
+
+
+def _contradiction(light: onnx.ModelProto) -> str | None:
+    """What shape inference says against the shapes and types in the file, or None."""
+    from onnx import shape_inference
+
+    try:
+        shape_inference.infer_shapes(light, check_type=True, strict_mode=True)
+    except shape_inference.InferenceError as error:
+        return _first_line(error)
+    return None
+
+
+def _load_by_runtime(path: Path) -> None:
+    try:
+        _session(path)
+    except Exception as error:
+        if "bad_alloc" in str(error) or isinstance(error, MemoryError):
+            raise MemoryError(str(error)) from error
+        raise InputError(
+            f"ONNX Runtime refuses the model: {_first_line(error)}",
+            where=str(path),
+            fix="optimc verifies everything by ONNX Runtime: the model has to run there",
+        ) from error
+
+
+def _session(path: Path) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    # Prepacking would copy every weight.
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _difference(before: Path, after: Path) -> str | None:
+    """Why the converted model is not the same function, or None; compared on seeded inputs."""
+    import numpy as np
+
+    try:
+        old, new = _session(before), _session(after)
+        compared = 0
+        dynamic = any(isinstance(dim, str | None) for i in old.get_inputs() for dim in i.shape)
+        for size in _DYNAMIC_SIZES if dynamic else _DYNAMIC_SIZES[:1]:
+            feeds = _seeded_feeds(old, size)
+            expected = _run(old, feeds)
+            if expected is None:
+                continue
+            compared += 1
+            for info, a, b in zip(old.get_outputs(), expected, new.run(None, feeds), strict=True):
+                scale = np.abs(np.nan_to_num(a)).max(initial=0.0) if a.dtype.kind == "f" else 0.0
+                if a.shape != b.shape or a.dtype != b.dtype:
+                    return f"the output `{info.name}` would become {b.dtype}{list(b.shape)}"
+                if not np.allclose(a, b, rtol=0, atol=_COMPARE_TOLERANCE * scale, equal_nan=True):
+                    return f"the output `{info.name}` would change"
+    except Exception as error:  # noqa: BLE001 (whatever the runtime raises is the reason)
+        return _first_line(error)
+    return None if compared else "the result could not be compared on seeded inputs"
+
+
+def _run(session: Any, feeds: Mapping[str, Any]) -> list[Any] | None:
+    """The outputs, or None where the model does not take dims of this size."""
+    try:
+        return list(session.run(None, feeds))
+    except Exception:  # noqa: BLE001 (ONNX Runtime has no error class of its own for this)
+        return None
+
+
+def _seeded_feeds(session: Any, size: int) -> dict[str, Any]:
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    dtypes = {"float": np.float32, "double": np.float64, "float16": np.float16, "bool": np.bool_}
+    feeds: dict[str, Any] = {}
+    for info in session.get_inputs():
+        shape = [dim if isinstance(dim, int) else size for dim in info.shape]
+        name = info.type.removeprefix("tensor(").removesuffix(")")
+        if name in dtypes and name != "bool":
+            feeds[info.name] = rng.standard_normal(shape).astype(dtypes[name])
+        else:
+            feeds[info.name] = rng.integers(0, 2, shape).astype(dtypes.get(name) or np.dtype(name))
+    return feeds

@@ -1,0 +1,1 @@
+"""Latency, quality metrics, memory and their statistics."""

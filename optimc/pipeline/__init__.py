@@ -1,0 +1,1 @@
+"""From a recipe to a verdict: plan, pass manager, verification, cache, lock and gate."""

@@ -1,0 +1,242 @@
+"""The cache: results of passes, engines, calibration and evaluation, in the user's cache folder.
+
+An entry is a folder, named by kind and key; it is written elsewhere on the same file system and
+renamed, so it is whole or absent, also when two processes write it at once (the first wins).
+Every entry lists its files with size and SHA-256: sizes are checked whenever it is used, contents
+by `Cache.verify`. The cache is bounded: what was not used for longest goes first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optimc.core.errors import InputError
+from optimc.core.files import TEMPORARY_PREFIX, file_sha256
+
+FOLDER_VARIABLE = "OPTIMC_CACHE_DIR"
+SIZE_VARIABLE = "OPTIMC_CACHE_SIZE_GB"
+DEFAULT_SIZE_GB = 20.0
+_LAYOUT = "v1"
+_ENTRY = "entry.json"
+_IN_USE_SECONDS = 3600.0
+"""Entries that were used within this time are never removed: a running build may hold them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry as `optimc cache` lists it; `used` is seconds since the epoch."""
+
+    kind: str
+    key: str
+    folder: Path
+    bytes: int
+    used: float
+
+
+def default_folder() -> Path:
+    """``$OPTIMC_CACHE_DIR``, or `optimc` in the user's cache folder."""
+    named = os.environ.get(FOLDER_VARIABLE)
+    if named:
+        return Path(named).expanduser().absolute()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("optimc", appauthor=False))
+
+
+def default_size_bytes() -> int:
+    """``$OPTIMC_CACHE_SIZE_GB`` (10^9 bytes), or 20 GB."""
+    text = os.environ.get(SIZE_VARIABLE, str(DEFAULT_SIZE_GB))
+    try:
+        size = float(text)
+    except ValueError:
+        size = -1.0
+    if not 0 < size < float("inf"):
+        raise InputError(
+            f"`{text}` is not a size", where=SIZE_VARIABLE, fix="give a number of gigabytes above 0"
+        )
+    return int(size * 1e9)
+
+
+class Cache:
+    """A `Store` on disk. With `enabled=False` nothing is found, and entries last one process."""
+
+    def __init__(
+        self, folder: Path | None = None, *, size_bytes: int | None = None, enabled: bool = True
+    ) -> None:
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self.enabled = enabled
+        self.size_bytes = default_size_bytes() if size_bytes is None else size_bytes
+        if enabled:
+            self.folder = default_folder() if folder is None else folder
+        else:
+            self._temporary = tempfile.TemporaryDirectory(prefix="optimc-")
+            self.folder = Path(self._temporary.name)
+        self.root = self.folder / _LAYOUT
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"cannot use the cache folder: {error.strerror}",
+                where=str(self.folder),
+                fix=f"set {FOLDER_VARIABLE} to a folder that you may write to, or use --no-cache",
+            ) from error
+
+    def close(self) -> None:
+        """Removes what lasts one process only."""
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    def _place(self, kind: str, key: str) -> Path:
+        return self.root / kind / key[:2] / key
+
+    def get(self, kind: str, key: str) -> Path | None:
+        """The entry's folder, or None; a damaged entry is removed and counts as absent."""
+        place = self._place(kind, key)
+        listing = _listing(place)
+        if listing is None:
+            return None
+        for name, file in listing.items():
+            try:
+                whole = (place / name).stat().st_size == file["bytes"]
+            except OSError:
+                whole = False
+            if not whole:
+                self._remove(place)
+                return None
+        _touch(place)
+        return place
+
+    def put(self, kind: str, key: str, write: Callable[[Path], None]) -> Path:
+        """Lets `write` fill an empty folder, then makes it the entry; returns its place.
+
+        Where another process was faster, its entry stays: both were made from the same key.
+        """
+        place = self._place(kind, key)
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=self.root))
+            try:
+                write(temporary)
+                self._describe(temporary)
+                os.chmod(temporary, 0o755)
+                self._settle(temporary, kind, key, place)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+        except OSError as error:
+            raise InputError(
+                f"cannot write to the cache: {error.strerror or error}",
+                where=str(self.folder),
+                fix=f"free some space, set {FOLDER_VARIABLE} to another folder, or use --no-cache",
+            ) from error
+        return place
+
+    def _settle(self, temporary: Path, kind: str, key: str, place: Path) -> None:
+        try:
+            os.rename(temporary, place)
+        except OSError:
+            if self.get(kind, key) is None:
+                raise
+
+    def _describe(self, folder: Path) -> None:
+        files = {
+            path.relative_to(folder).as_posix(): {
+                "bytes": path.stat().st_size,
+                "sha256": file_sha256(path),
+            }
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+        (folder / _ENTRY).write_text(json.dumps({"files": files}), encoding="utf-8")
+
+    def entries(self) -> Iterator[Entry]:
+        """All whole entries."""
+        for description in sorted(self.root.glob(f"*/*/*/{_ENTRY}")):
+            folder = description.parent
+            listing = _listing(folder)
+            if listing is not None:
+                size = sum(int(file["bytes"]) for file in listing.values())
+                used = description.stat().st_mtime
+                yield Entry(folder.parts[-3], folder.name, folder, size, used)
+
+    def verify(self) -> list[Entry]:
+        """Reads every entry and removes those whose contents changed; returns the removed ones."""
+        damaged = []
+        for entry in self.entries():
+            listing = _listing(entry.folder) or {}
+            files = {name: entry.folder / name for name in listing}
+            if any(
+                not path.is_file() or file_sha256(path) != listing[name]["sha256"]
+                for name, path in files.items()
+            ):
+                self._remove(entry.folder)
+                damaged.append(entry)
+        return damaged
+
+    def prune(self, size_bytes: int | None = None, *, in_use_seconds: float = _IN_USE_SECONDS) -> int:
+        """Removes the entries used longest ago until the rest fits; returns the freed bytes.
+
+        Only one process prunes at a time. Leftovers of killed processes go too.
+        """
+        from filelock import FileLock, Timeout
+
+        limit = self.size_bytes if size_bytes is None else size_bytes
+        freed = 0
+        try:
+            with FileLock(self.folder / "prune.lock", timeout=0):
+                self._remove_leftovers(in_use_seconds)
+                entries = sorted(self.entries(), key=lambda entry: entry.used)
+                total = sum(entry.bytes for entry in entries)
+                for entry in entries:
+                    if total - freed <= limit or time.time() - entry.used < in_use_seconds:
+                        break
+                    self._remove(entry.folder)
+                    freed += entry.bytes
+        except Timeout:
+            return 0
+        return freed
+
+    def clear(self) -> int:
+        """Removes every entry; returns the freed bytes."""
+        freed = 0
+        for entry in list(self.entries()):
+            self._remove(entry.folder)
+            freed += entry.bytes
+        return freed
+
+    def _remove_leftovers(self, older_than: float) -> None:
+        for path in self.root.glob(f"{TEMPORARY_PREFIX}*"):
+            if time.time() - path.stat().st_mtime > older_than:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _remove(self, place: Path) -> None:
+        """Renames first, so that no reader ever sees half an entry."""
+        aside = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=self.root))
+        try:
+            os.replace(place, aside / "entry")
+        except FileNotFoundError:
+            return  # another process was faster
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _listing(place: Path) -> dict[str, Any] | None:
+    try:
+        data = json.loads((place / _ENTRY).read_text(encoding="utf-8"))
+        return dict(data["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _touch(place: Path) -> None:
+    try:
+        os.utime(place / _ENTRY)
+    except OSError:
+        return  # a read-only cache can still be read

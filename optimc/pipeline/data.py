@@ -1,0 +1,96 @@
+"""The data of a build: the recipe's splits, opened and checked, or seeded inputs in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from optimc.pipeline.inputs import check_signature, resolved_dims
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from optimc.calibration.dataset import Dataset
+    from optimc.core.model import Signature
+    from optimc.core.store import Store
+    from optimc.pipeline.recipe.schema import DimRange, Recipe
+
+RANDOM_SAMPLES = 64
+"""Seeded inputs that stand for calibration data where the recipe names none."""
+
+
+@dataclass(frozen=True)
+class BuildData:
+    """The splits of a build and the sizes of the dims."""
+
+    splits: Mapping[str, Dataset]
+    dims: Mapping[str, DimRange]
+    random: bool
+    """Whether calibration runs on seeded inputs because the recipe names no data for it."""
+
+    @property
+    def calibration(self) -> Dataset:
+        """What ranges are observed on."""
+        return self.splits["calibration"]
+
+    @property
+    def evaluation(self) -> Dataset | None:
+        """What metrics are measured on."""
+        return self.splits.get("evaluation")
+
+    def samples(self, count: int) -> list[Mapping[str, NDArray[Any]]]:
+        """The first calibration samples, as feeds of one sample each."""
+        found: list[Mapping[str, NDArray[Any]]] = []
+        for batch in self.calibration.batches(1):
+            if len(found) >= count:
+                break
+            found.append(batch.feeds)
+        return found
+
+    def digests(self) -> dict[str, str]:
+        """By split, for the lock."""
+        return {name: dataset.digest for name, dataset in sorted(self.splits.items())}
+
+
+def open_data(recipe: Recipe, signature: Signature) -> BuildData:
+    """Opens and checks the recipe's data against the model's signature.
+
+    Raises InputError for what does not fit. Overlap of the splits is a check of its own.
+    """
+    from optimc.calibration.checks import check_against
+    from optimc.calibration.random_data import RandomDataset
+
+    check_signature(recipe, signature)
+    splits: dict[str, Dataset] = {}
+    if recipe.data is not None:
+        for name, source in recipe.data.splits.items():
+            splits[name] = source.open(recipe.folder, recipe.seed)  # type: ignore[attr-defined]
+    dims = resolved_dims(recipe, signature, splits)
+    bounds = {name: (dim.min, dim.max) for name, dim in dims.items()}
+    for dataset in splits.values():
+        check_against(dataset, signature, bounds)
+    random = "calibration" not in splits
+    if random:
+        ranges = {
+            name: bound
+            for name, declared in recipe.inputs.items()
+            if (bound := declared.range or declared.values)
+        }
+        sizes = {name: dim.typical for name, dim in dims.items()}
+        splits["calibration"] = RandomDataset(signature, sizes, ranges, recipe.seed, RANDOM_SAMPLES)
+    return BuildData(splits, dims, random)
+
+
+def check_overlap(recipe: Recipe, data: BuildData, store: Store) -> None:
+    """Raises InputError where whole samples stand in two splits; remembered by the data's digests."""
+    from optimc.calibration.checks import check_disjoint
+    from optimc.core.digest import digest_of
+
+    named = {name: data.splits[name] for name in (recipe.data.splits if recipe.data else {})}
+    if recipe.data is None or recipe.data.allow_overlap or len(named) < 2:
+        return
+    key = digest_of("disjoint", {name: dataset.digest for name, dataset in named.items()})
+    if store.get("disjoint", key) is None:
+        check_disjoint(named)
+        store.put("disjoint", key, lambda folder: None)

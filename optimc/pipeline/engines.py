@@ -1,0 +1,197 @@
+"""Engines: built in workers, kept in the cache, and proved against their graph and the source."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimc.core.cpu import cpu_features
+from optimc.core.digest import digest_of
+from optimc.core.model import OnnxModel
+from optimc.core.targets import BuildContext, Engine, Target
+from optimc.core.worker import Limits, Worker
+from optimc.pipeline.cache import Cache
+from optimc.pipeline.compare import compare_on_data, compare_outputs
+from optimc.pipeline.oracle import Oracle
+from optimc.pipeline.probes import probes_digest
+from optimc.pipeline.verification import Finding, Verdict, judge_engine
+from optimc.pipeline.versions import compiler_digest, source_digest, tool_versions
+from optimc.targets.client import EngineWorker
+
+if TYPE_CHECKING:
+    from optimc.pipeline.compare import Difference
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How an engine's outputs compare with one reference's; errors are None where infinite."""
+
+    max_rel_error: float | None
+    sqnr_db: float | None
+    samples: int
+
+
+@dataclass(frozen=True)
+class EngineProof:
+    """What verification says of an engine, and what its runtime really runs."""
+
+    finding: Finding
+    against_onnx: Agreement | None
+    against_source: Agreement | None
+    precision: str | None
+    int8_share: float | None
+    islands: tuple[tuple[str, str], ...]
+    """Heavy nodes that run in float in a quantized engine, with the reason."""
+
+
+@dataclass
+class EngineBuilder:
+    """Builds and proves engines. Counts the builds that really ran."""
+
+    cache: Cache
+    limits: Limits
+    workspace: Path
+    seed: int
+    builds: int = 0
+
+    def build(self, name: str, target: Target, model: OnnxModel) -> Engine:
+        """The engine of `model` for `target`, from the cache where it is there.
+
+        Raises CellError and WorkerError, as the runtime's refusals, crashes and limits are.
+        """
+        key = digest_of(
+            ["engine", model.digest, model.names_digest],
+            [target.model_dump(mode="json", exclude={"optional"}), self.seed],
+            [compiler_digest(), source_digest(type(target)), tool_versions(target.tools)],
+            sorted(cpu_features()),
+        )
+        entry = self.cache.get("engine", key)
+        if entry is None:
+            entry = self.cache.put("engine", key, lambda out: self._build(name, target, model, out))
+        return Engine.read(entry)
+
+    def _build(self, name: str, target: Target, model: OnnxModel, out: Path) -> None:
+        self.builds += 1
+        with tempfile.TemporaryDirectory(prefix="build-", dir=self.workspace) as folder:
+            context = BuildContext(workspace=Path(folder), seed=self.seed)
+            legal = target.legalize(model, context)
+            stored = Path(folder) / "model"
+            legal.save(stored)
+            with Worker(
+                "optimc.targets.service:BuildService", name=f"building {name}", limits=self.limits
+            ) as worker:
+                worker.call(
+                    "build",
+                    runtime=target.runtime,
+                    options=target.model_dump(mode="json"),
+                    model_folder=str(stored),
+                    out_folder=str(out),
+                )
+
+    def prove(
+        self,
+        name: str,
+        engine: Engine,
+        *,
+        lossy: bool,
+        model: OnnxModel,
+        model_path: Path,
+        source: OnnxModel,
+        source_path: Path,
+        oracle: Oracle,
+        skip_reason: str | None,
+    ) -> EngineProof:
+        """Compares the engine with its graph and the source on the oracle's probes."""
+        key = digest_of(
+            ["engine-proof", engine.digest, engine.manifest["files"], lossy, source.digest],
+            [probes_digest(oracle.probes), skip_reason, compiler_digest(), sorted(cpu_features())],
+            tool_versions(["onnxruntime", "openvino"]),
+        )
+        entry = self.cache.get("engine-proof", key)
+        if entry is None:
+
+            def write(folder: Path) -> None:
+                proof = self._prove(
+                    name, engine, lossy, (model, model_path), (source, source_path), oracle, skip_reason
+                )
+                (folder / "proof.json").write_text(json.dumps(asdict(proof)), encoding="utf-8")
+
+            entry = self.cache.put("engine-proof", key, write)
+        return _read_proof(json.loads((entry / "proof.json").read_text(encoding="utf-8")))
+
+    def _prove(
+        self,
+        name: str,
+        engine: Engine,
+        lossy: bool,
+        model: tuple[OnnxModel, Path],
+        source: tuple[OnnxModel, Path],
+        oracle: Oracle,
+        skip_reason: str | None,
+    ) -> EngineProof:
+        with EngineWorker(engine, name=f"the engine {name}", limits=self.limits) as worker:
+            worker.reopen()
+            taken = worker.precisions()
+            if skip_reason is not None:
+                finding = Finding(Verdict.UNVERIFIED, skip_reason)
+                return _proof(finding, None, None, taken)
+            answers = [worker.run(probe.feeds) for probe in oracle.probes]
+        graph = oracle.outputs(model[0].digest, model[1])
+        origin = oracle.outputs(source[0].digest, source[1])
+        names = oracle.stable_outputs(*source)
+        if not names:
+            finding = Finding(Verdict.UNVERIFIED, "all outputs depend on random operators")
+            return _proof(finding, None, None, taken)
+        precision = str(engine.manifest["session"].get("precision", "f32"))
+        finding = judge_engine(
+            precision,
+            lossy=lossy,
+            probes=oracle.probes,
+            source=origin,
+            graph=graph,
+            engine=answers,
+            names=names,
+        )
+        if lossy:
+            against = [compare_on_data(oracle.probes, r, answers, names) for r in (graph, origin)]
+        else:
+            against = [compare_outputs(r, answers, names) for r in (graph, origin)]
+        samples = len(answers)
+        return _proof(finding, *(_agreement(d, samples) for d in against), taken)
+
+
+def _agreement(difference: Difference, samples: int) -> Agreement:
+    import math
+
+    def finite(value: float) -> float | None:
+        return value if math.isfinite(value) else None
+
+    return Agreement(finite(difference.max_rel), finite(difference.sqnr_db), samples)
+
+
+def _proof(
+    finding: Finding,
+    against_onnx: Agreement | None,
+    against_source: Agreement | None,
+    taken: Mapping[str, Any],
+) -> EngineProof:
+    islands = tuple((str(i["node"]), str(i["reason"])) for i in taken.get("islands", ()))
+    return EngineProof(
+        finding,
+        against_onnx,
+        against_source,
+        taken.get("precision"),
+        taken.get("int8_share"),
+        islands,
+    )
+
+
+def _read_proof(data: Mapping[str, Any]) -> EngineProof:
+    finding = Finding(**{**data["finding"], "verdict": Verdict(data["finding"]["verdict"])})
+    sides = [None if data[s] is None else Agreement(**data[s]) for s in ("against_onnx", "against_source")]
+    islands = tuple((node, reason) for node, reason in data["islands"])
+    return EngineProof(finding, *sides, data["precision"], data["int8_share"], islands)

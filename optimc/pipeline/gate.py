@@ -1,0 +1,230 @@
+"""The gate: which cells may ship, decided from intervals, never from points alone.
+
+A value that must stay at or below its limit passes when the upper end of its one-sided 95 %
+interval does, fails when the lower end is beyond, and is undecided between; values that must reach
+a limit the other way round. A limit whose value was not measured is not met: undecided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from optimc.measure.statistics import Interval, Percentile, samples_to_decide
+from optimc.pipeline.recipe.schema import BEST, cells_matching
+from optimc.report.schema import Check, Gate
+from optimc.report.values import CheckVerdict, GateVerdict, Skipped
+
+if TYPE_CHECKING:
+    from optimc.pipeline.recipe.schema import Gate as GateRecipe
+Bound = Literal["at_most", "at_least"]
+
+
+@dataclass(frozen=True)
+class CaseFigures:
+    """What was measured of one cell on one benchmark case."""
+
+    speedup: Interval | str
+    latency: Mapping[str, Percentile | str]
+    """By percentile: p50, p90, p99."""
+    throughput_per_s: float | str
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured of one cell, as the gate asks for it; a string is why there is nothing."""
+
+    variant: str
+    target: str
+    built: bool
+    drops: Mapping[str, Interval | str] = field(default_factory=dict)
+    metrics: Mapping[str, float | str] = field(default_factory=dict)
+    lower_is_better: Mapping[str, bool] = field(default_factory=dict)
+    """By metric."""
+    cases: Mapping[str, CaseFigures] = field(default_factory=dict)
+    """By the case's name, in the recipe's order: a limit that names no case means the first."""
+    size_mb: float | str = "not built"
+
+    @property
+    def name(self) -> str:
+        """`variant/target`."""
+        return f"{self.variant}/{self.target}"
+
+    @property
+    def first_case(self) -> CaseFigures | None:
+        """The figures of the first benchmark case."""
+        return next(iter(self.cases.values()), None)
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """The gate of the report, and the cell that ships as the best."""
+
+    gate: Gate
+    best: Figures | None
+
+
+def judge(gate: GateRecipe | None, cells: Sequence[Figures]) -> GateResult:
+    """Judges the built `cells` by the recipe's gate."""
+    if gate is None:
+        return GateResult(Gate(verdict="none", checks=()), None)
+    asked = [cell for cell in cells if cell.built and _asked(gate, cell)]
+    by_cell = {cell.name: _checks(gate, cell) for cell in asked}
+    if gate.ship == BEST:
+        return _best(asked, by_cell)
+    verdicts = [_together(checks) for checks in by_cell.values()]
+    checks = tuple(check for checks in by_cell.values() for check in checks)
+    ship = ", ".join(gate.patterns)
+    verdict: GateVerdict = _worst(verdicts) if verdicts else "failed"
+    return GateResult(Gate(verdict=verdict, ship=ship, checks=checks), None)
+
+
+def _asked(gate: GateRecipe, cell: Figures) -> bool:
+    named = [(cell.variant, cell.target)]
+    return gate.ship == BEST or any(cells_matching(p, tuple(named)) for p in gate.patterns)
+
+
+def _best(asked: Sequence[Figures], by_cell: Mapping[str, Sequence[Check]]) -> GateResult:
+    """One cell that meets every limit suffices; the fastest such ships."""
+    verdicts = {name: _together(checks) for name, checks in by_cell.items()}
+    passed = [cell for cell in asked if verdicts[cell.name] == "passed"]
+    best = max(passed, key=_speed, default=None)
+    verdict: GateVerdict = "passed" if best else "failed"
+    if best is None and "undecided" in verdicts.values():
+        verdict = "undecided"
+    checks = tuple(
+        check.model_copy(update={"required": best is None or check.cell == best.name})
+        for checks in by_cell.values()
+        for check in checks
+    )
+    gate = Gate(
+        verdict=verdict,
+        ship="best",
+        candidates=len(asked),
+        chosen_on="evaluation" if best else None,
+        checks=checks,
+    )
+    return GateResult(gate, best)
+
+
+def _speed(cell: Figures) -> tuple[float, float]:
+    """The order of speed; where none was measured, the smaller engine comes first."""
+    case = cell.first_case
+    speed = case.speedup.point if case and isinstance(case.speedup, Interval) else 0.0
+    size = cell.size_mb if isinstance(cell.size_mb, float) else 0.0
+    return (speed, -size)
+
+
+def _together(checks: Sequence[Check]) -> CheckVerdict:
+    return _worst([check.verdict for check in checks])
+
+
+def _worst(verdicts: Sequence[CheckVerdict]) -> CheckVerdict:
+    for verdict in ("failed", "undecided"):
+        if verdict in verdicts:
+            return verdict  # type: ignore[return-value]
+    return "passed"
+
+
+def _checks(gate: GateRecipe, cell: Figures) -> list[Check]:
+    missing = "no such metric"
+    checks = [
+        _interval_check(cell, f"drop.{name}", "at_most", limit, cell.drops.get(name, missing))
+        for name, limit in gate.drop.items()
+    ]
+    for name, limit in gate.metrics.items():
+        bound: Bound = "at_most" if cell.lower_is_better.get(name) else "at_least"
+        value = cell.metrics.get(name, missing)
+        checks.append(_exact_check(cell, f"metrics.{name}", bound, limit, value))
+    for case, limit in _per_case(gate.speedup, cell):
+        figures = cell.cases[case]
+        name = _case_check("speedup", case, cell)
+        checks.append(_interval_check(cell, name, "at_least", limit, figures.speedup))
+    for percentile in ("p50", "p90", "p99"):
+        wanted = getattr(gate.latency_ms, percentile) if gate.latency_ms else None
+        for case, limit in _per_case(wanted, cell):
+            latency = cell.cases[case].latency.get(percentile, "not measured")
+            if isinstance(latency, Percentile):
+                ends = latency.ci95
+                latency = Interval(latency.ms, ends, *ends, latency.runs, "order statistics")
+            name = _case_check(f"latency_ms.{percentile}", case, cell)
+            checks.append(_interval_check(cell, name, "at_most", limit, latency))
+    for case, limit in _per_case(gate.throughput_per_s, cell):
+        name = _case_check("throughput_per_s", case, cell)
+        value = cell.cases[case].throughput_per_s
+        checks.append(_exact_check(cell, name, "at_least", limit, value))
+    if gate.size_mb is not None:
+        checks.append(_exact_check(cell, "size_mb", "at_most", gate.size_mb, cell.size_mb))
+    return checks
+
+
+def _per_case(limit: float | Mapping[str, float] | None, cell: Figures) -> list[tuple[str, float]]:
+    """The limits by case; one number alone means the first case."""
+    if limit is None:
+        return []
+    if isinstance(limit, Mapping):
+        return list(limit.items())
+    return [(next(iter(cell.cases)), limit)]
+
+
+def _case_check(name: str, case: str, cell: Figures) -> str:
+    """The check's name; the case is named where there are several."""
+    return name if len(cell.cases) == 1 else f"{name}[{case}]"
+
+
+def _interval_check(
+    cell: Figures, name: str, bound: Bound, limit: float, value: Interval | str
+) -> Check:
+    if isinstance(value, str):
+        return _unmeasured(cell, name, bound, limit, value)
+    meets, misses = value.upper <= limit, value.lower > limit
+    if bound == "at_least":
+        meets, misses = value.lower >= limit, value.upper < limit
+    verdict: CheckVerdict = "passed" if meets else "failed" if misses else "undecided"
+    needed = samples_to_decide(value, limit) if verdict == "undecided" else None
+    return Check(
+        name=name,
+        variant=cell.variant,
+        target=cell.target,
+        bound=bound,
+        limit=float(limit),
+        value=value.point,
+        ci95=(value.lower, value.upper),
+        verdict=verdict,
+        samples=value.n,
+        samples_to_decide=needed,
+    )
+
+
+def _exact_check(
+    cell: Figures, name: str, bound: Bound, limit: float, value: float | str
+) -> Check:
+    if isinstance(value, str):
+        return _unmeasured(cell, name, bound, limit, value)
+    met = value <= limit if bound == "at_most" else value >= limit
+    return Check(
+        name=name,
+        variant=cell.variant,
+        target=cell.target,
+        bound=bound,
+        limit=float(limit),
+        value=value,
+        ci95=Skipped(skipped="an exact figure"),
+        verdict="passed" if met else "failed",
+        samples=Skipped(skipped="an exact figure"),
+    )
+
+
+def _unmeasured(cell: Figures, name: str, bound: Bound, limit: float, reason: str) -> Check:
+    return Check(
+        name=name,
+        variant=cell.variant,
+        target=cell.target,
+        bound=bound,
+        limit=float(limit),
+        value=Skipped(skipped=reason),
+        ci95=Skipped(skipped=reason),
+        verdict="undecided",
+        samples=Skipped(skipped=reason),
+    )

@@ -1,0 +1,148 @@
+"""Reading the source: the front end's work, remembered by the contents of all files it read."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from optimc.core.digest import digest_of
+from optimc.core.errors import InputError
+from optimc.core.files import file_sha256
+from optimc.core.model import OnnxModel, load_model
+from optimc.core.worker import Limits
+from optimc.pipeline.cache import Cache
+from optimc.pipeline.versions import compiler_digest, tool_versions
+
+if TYPE_CHECKING:
+    from optimc.pipeline.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Source:
+    """The model that came in. `files` gives the SHA-256 of every file it was read from."""
+
+    model: OnnxModel
+    notes: tuple[str, ...]
+    files: Mapping[str, str]
+    bytes: int
+
+    @property
+    def path(self) -> Path:
+        """The ONNX file of the stored form."""
+        assert self.model.path is not None
+        return self.model.path
+
+    @property
+    def sha256(self) -> str:
+        """Names the files: that of the one file, or a digest over all."""
+        return next(iter(self.files.values())) if len(self.files) == 1 else digest_of(self.files)
+
+
+def read_source(recipe: Recipe, cache: Cache, limits: Limits, workspace: Path) -> Source:
+    """The recipe's model, checked and normalised by the front end, or from the cache.
+
+    Raises InputError for whatever is wrong with the files.
+    """
+    path = recipe.model.onnx
+    files = _source_files(path, cache)
+    key = digest_of(
+        ["ingest", {name: sha for name, (sha, _) in files.items()}],
+        [spec.model_dump(mode="json") for spec in recipe.inputs.values()],
+        {name: option == "drop" for name, option in recipe.outputs.items()},
+        [compiler_digest(), tool_versions(["onnx", "onnx-ir", "onnxruntime"])],
+    )
+    entry = cache.get("ingest", key)
+    if entry is None:
+
+        def write(folder: Path) -> None:
+            from optimc.frontends.onnx import load_onnx
+
+            with tempfile.TemporaryDirectory(prefix="ingest-", dir=workspace) as own:
+                shapes = {n: spec.shape for n, spec in recipe.inputs.items() if spec.shape}
+                loaded = load_onnx(
+                    path, limits=limits, declared_inputs=shapes, workspace=Path(own)
+                )
+                model = _without_dropped(loaded.model, recipe)
+                model.save(folder / "model")
+            (folder / "notes.json").write_text(json.dumps(loaded.notes), encoding="utf-8")
+
+        entry = cache.put("ingest", key, write)
+    model = load_model(entry / "model")
+    assert isinstance(model, OnnxModel)
+    notes = json.loads((entry / "notes.json").read_text(encoding="utf-8"))
+    total = sum(size for _, size in files.values())
+    return Source(model, tuple(notes), {name: sha for name, (sha, _) in files.items()}, total)
+
+
+def _source_files(path: Path, cache: Cache) -> dict[str, tuple[str, int]]:
+    """SHA-256 and bytes of the model's file and of its external data, by name in the folder."""
+    try:
+        main = file_sha256(path)
+    except OSError as error:
+        raise InputError(
+            f"cannot read the model: {error.strerror}", where=str(path), fix="check `model.onnx`"
+        ) from error
+    key = digest_of("source-files", main, compiler_digest())
+    entry = cache.get("source-files", key)
+    if entry is None:
+
+        def write(folder: Path) -> None:
+            (folder / "files.json").write_text(json.dumps(_data_files(path)), encoding="utf-8")
+
+        entry = cache.put("source-files", key, write)
+    names = json.loads((entry / "files.json").read_text(encoding="utf-8"))
+    files = {path.name: (main, path.stat().st_size)}
+    for name in names:
+        file = path.parent / name
+        try:
+            files[name] = (file_sha256(file), file.stat().st_size)
+        except OSError as error:
+            raise InputError(
+                f"the model's data file cannot be read: {error.strerror}",
+                where=str(file),
+                fix="copy the data file beside the model, under this name",
+            ) from error
+    return files
+
+
+def _data_files(path: Path) -> list[str]:
+    """The names, in the model's folder, of the files that hold external data."""
+    from onnx import TensorProto
+
+    from optimc.frontends.onnx_files import all_tensors, data_file, parse
+
+    locations = {
+        entry.value: place
+        for place, tensor in all_tensors(parse(path))
+        if tensor.data_location == TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return sorted(
+        data_file(location, place, path).relative_to(path.parent).as_posix()
+        for location, place in locations.items()
+    )
+
+
+def _without_dropped(model: OnnxModel, recipe: Recipe) -> OnnxModel:
+    """The model without the outputs that the recipe drops, and without what only they need."""
+    dropped = {name for name, option in recipe.outputs.items() if option == "drop"}
+    known = {spec.name for spec in model.signature.outputs}
+    if not dropped & known:
+        return model
+    if dropped >= known:
+        raise InputError(
+            "every output is dropped", where=f"{recipe.path}: outputs", fix="keep one at least"
+        )
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    graph = model.ir.graph
+    kept = [value for value in graph.outputs if value.name not in dropped]
+    graph.outputs.clear()
+    graph.outputs.extend(kept)
+    RemoveUnusedNodesPass()(model.ir)
+    return model.sealed()

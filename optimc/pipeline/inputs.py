@@ -1,0 +1,120 @@
+"""What the recipe says of a model's inputs, outputs and dims, checked against the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from optimc.core.errors import InputError, unknown_name
+
+if TYPE_CHECKING:
+    from optimc.calibration.dataset import Dataset
+    from optimc.core.model import Signature, TensorSpec
+    from optimc.pipeline.recipe.schema import DimRange, Recipe
+
+DEFAULT_BATCH_MAX = 8
+
+
+def declared_signature(recipe: Recipe, signature: Signature) -> Signature:
+    """The file's signature with the shapes that the recipe declares in their place.
+
+    Raises InputError where the recipe contradicts the file.
+    """
+    from optimc.core.model import Signature, TensorSpec
+
+    check_signature(recipe, signature, dims=False)
+    shapes = {name: spec.shape for name, spec in recipe.inputs.items() if spec.shape is not None}
+    inputs = tuple(
+        TensorSpec(spec.name, spec.dtype, shapes.get(spec.name, spec.shape))
+        for spec in signature.inputs
+    )
+    return Signature(inputs, signature.outputs)
+
+
+def check_signature(recipe: Recipe, signature: Signature, *, dims: bool = True) -> None:
+    """Raises InputError where the recipe names inputs, outputs or dims that the model lacks."""
+    where = str(recipe.path)
+    inputs = {spec.name: spec for spec in signature.inputs}
+    for name, declared in recipe.inputs.items():
+        if name not in inputs:
+            raise unknown_name("input", name, inputs, where=f"{where}: inputs")
+        _check_input(where, inputs[name], declared.dtype, declared.shape)
+        integer = inputs[name].dtype.startswith(("int", "uint"))
+        if (declared.range and integer) or (declared.values and not integer):
+            right = "values" if integer else "range"
+            raise InputError(
+                f"the input is {inputs[name].dtype}",
+                where=f"{where}: inputs.{name}",
+                fix=f"declare `{right}: [least, greatest]` for it",
+            )
+    outputs = [spec.name for spec in signature.outputs]
+    for name in recipe.outputs:
+        if name not in outputs:
+            raise unknown_name("output", name, outputs, where=f"{where}: outputs")
+    for name in recipe.dims if dims else ():
+        if name not in signature.symbols:
+            raise unknown_name("dim", name, signature.symbols, where=f"{where}: dims")
+
+
+def _check_input(
+    where: str, spec: TensorSpec, dtype: str | None, shape: tuple[int | str, ...] | None
+) -> None:
+    fix = "leave it out: it is read from the model"
+    if dtype is not None and dtype != spec.dtype:
+        raise InputError(
+            f"the model says dtype {spec.dtype}, the recipe {dtype}",
+            where=f"{where}: inputs.{spec.name}",
+            fix=fix,
+        )
+    if shape is None or spec.shape is None:
+        return
+    clash = len(shape) != len(spec.shape) or any(
+        isinstance(have, int) and have != want for have, want in zip(spec.shape, shape, strict=False)
+    )
+    if clash:
+        raise InputError(
+            f"the model says shape {list(spec.shape)}, the recipe {list(shape)}",
+            where=f"{where}: inputs.{spec.name}",
+            fix=fix,
+        )
+
+
+def resolved_dims(
+    recipe: Recipe, signature: Signature, data: Mapping[str, Dataset]
+) -> dict[str, DimRange]:
+    """The range of every symbolic dim: the recipe's, or a default for what counts samples.
+
+    Dims of the inputs' first axis are 1 to `DEFAULT_BATCH_MAX` where the recipe is silent; others
+    take the size that the data has. Raises InputError where neither tells.
+    """
+    from optimc.pipeline.recipe.schema import DimRange
+
+    dims: dict[str, DimRange] = {}
+    for symbol in signature.symbols:
+        if symbol in recipe.dims:
+            dims[symbol] = recipe.dims[symbol]
+        elif any(spec.shape and spec.shape[0] == symbol for spec in signature.inputs):
+            dims[symbol] = DimRange(min=1, typical=1, max=DEFAULT_BATCH_MAX)
+        else:
+            size = _size_in_data(symbol, signature, data)
+            if size is None:
+                raise InputError(
+                    f"the size of the dim `{symbol}` is not known",
+                    where=f"{recipe.path}: dims",
+                    fix=f"declare it: dims: {{{symbol}: {{min: 1, typical: 64, max: 128}}}}",
+                )
+            dims[symbol] = DimRange(min=size, typical=size, max=size)
+    return dims
+
+
+def _size_in_data(symbol: str, signature: Signature, data: Mapping[str, Dataset]) -> int | None:
+    for dataset in data.values():
+        specs = dataset.sample_specs()
+        for spec in signature.inputs:
+            sample = specs.get(spec.name)
+            if sample is None or sample.shape is None or spec.shape is None:
+                continue
+            for dim, size in zip(spec.shape[1:], sample.shape, strict=False):
+                if dim == symbol and isinstance(size, int):
+                    return size
+    return None

@@ -1,0 +1,277 @@
+"""The pass manager: cache, verification, roll-back and observers around each pass."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from optimc import __version__
+from optimc.core.cpu import cpu_features
+from optimc.core.digest import digest_of
+from optimc.core.errors import CellError, OptimcError
+from optimc.core.model import OnnxModel, load_model
+from optimc.core.passes import (
+    Calibration,
+    EffectKind,
+    Input,
+    Pass,
+    PassContext,
+    PassResult,
+    RewriteLog,
+)
+from optimc.core.targets import TargetSpec
+from optimc.pipeline.cache import Cache
+from optimc.pipeline.verification import Finding, PassVerifier, Segment, Verdict
+from optimc.pipeline.versions import compiler_digest, source_digest, tool_versions
+
+
+@dataclass(frozen=True, slots=True)
+class PassOutcome:
+    """What happened to one pass. `model` is what the next pass builds on."""
+
+    name: str
+    options: Mapping[str, Any]
+    model: OnnxModel
+    segment: Segment
+    finding: Finding
+    modified: bool
+    nodes: tuple[int, int]
+    bytes: tuple[int, int]
+    seconds: float
+    cached: bool
+    rewrites: int
+    refusals: tuple[Mapping[str, str], ...]
+    failure: str | None = None
+    """Why cells behind this pass fail, or None."""
+
+
+class Observer(Protocol):
+    """Hooks around every pass: progress, timing, dumps."""
+
+    def before_pass(self, name: str, model: OnnxModel) -> None:
+        """Called before the cache is asked."""
+
+    def on_progress(self, name: str, share: float, text: str) -> None:
+        """Called by passes that take long; `share` is 0 to 1."""
+
+    def after_pass(self, outcome: PassOutcome) -> None:
+        """Called with every outcome, cached or not."""
+
+
+@dataclass(frozen=True)
+class PassInputs:
+    """What a pass may read besides the model, for one node of the plan."""
+
+    spec: TargetSpec | None
+    calibration: Calibration | None
+
+
+@dataclass
+class PassManager:
+    """Runs one pass at a time; see `run`. Counts what it really executed."""
+
+    cache: Cache
+    verifier: PassVerifier
+    verifier_digest: str
+    """Names the probes and the effort: a verdict is remembered only for these."""
+    seed: int
+    workspace: Path
+    limits: Mapping[str, int] = field(default_factory=dict)
+    observers: Sequence[Observer] = ()
+    executions: dict[str, int] = field(default_factory=dict)
+    """How often each pass ran, cache hits not counted."""
+
+    def run(
+        self,
+        pass_: Pass,
+        model: OnnxModel,
+        segment: Segment,
+        inputs: PassInputs,
+        *,
+        required: bool,
+    ) -> PassOutcome:
+        """Runs `pass_` on `model`, or takes the result from the cache.
+
+        A result that verification refuses is rolled back: the outcome carries the model from
+        before, and a `failure` where the pass is `required`.
+        """
+        name = pass_.pass_name()
+        for observer in self.observers:
+            observer.before_pass(name, model)
+        started = time.perf_counter()
+        key = self._key(pass_, model, segment, inputs)
+        entry = self.cache.get("pass", key)
+        cached = entry is not None
+        if entry is None:
+            entry = self._execute(pass_, model, segment, inputs, key)
+        record = json.loads((entry / "record.json").read_text(encoding="utf-8"))
+        outcome = self._outcome(
+            pass_, model, segment, entry, record, time.perf_counter() - started, cached, required
+        )
+        for observer in self.observers:
+            observer.after_pass(outcome)
+        return outcome
+
+    def _key(
+        self, pass_: Pass, model: OnnxModel, segment: Segment, inputs: PassInputs
+    ) -> str:
+        name = pass_.pass_name()
+        reads: dict[str, Any] = {}
+        if Input.SPEC in pass_.reads and inputs.spec is not None:
+            reads["spec"] = inputs.spec.digest
+        if Input.CALIBRATION in pass_.reads and inputs.calibration is not None:
+            reads["calibration"] = inputs.calibration.digest
+        if Input.DEVICE in pass_.reads:
+            reads["device"] = sorted(cpu_features())
+        return digest_of(
+            [name, pass_.version, pass_.options(), self.limits.get(name), self.seed],
+            [compiler_digest(), source_digest(type(pass_)), tool_versions(pass_.tools)],
+            # Names count: the result's provenance is made of them, and calibration goes by it.
+            [model.digest, model.names_digest, reads],
+            [self.verifier_digest, segment.digest, segment.bound],
+            tool_versions(["onnxruntime", "onnx", "onnx-ir"]),
+        )
+
+    def _execute(
+        self, pass_: Pass, model: OnnxModel, segment: Segment, inputs: PassInputs, key: str
+    ) -> Path:
+        name = pass_.pass_name()
+        self.executions[name] = self.executions.get(name, 0) + 1
+        with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=self.workspace) as folder:
+            context = self._context(pass_, inputs, Path(folder))
+            result = _run_pass(pass_, model, context)
+            before_path = self._stored(model)
+
+            def write(entry: Path) -> None:
+                after = result.model
+                finding = Finding(Verdict.UNCHANGED)
+                if result.modified:
+                    after.save(entry / "model")
+                    stored = load_model(entry / "model")
+                    assert isinstance(stored, OnnxModel) and stored.path is not None
+                    finding = _interface_finding(model, stored) or self.verifier.judge(
+                        pass_.effect, model, before_path, stored, stored.path, segment
+                    )
+                record = _record(result, finding)
+                (entry / "record.json").write_text(json.dumps(record), encoding="utf-8")
+
+            return self.cache.put("pass", key, write)
+
+    def _context(self, pass_: Pass, inputs: PassInputs, folder: Path) -> PassContext:
+        name = pass_.pass_name()
+
+        def progress(share: float, text: str) -> None:
+            for observer in self.observers:
+                observer.on_progress(name, share, text)
+
+        return PassContext(
+            reads=pass_.reads,
+            log=RewriteLog(self.limits.get(name)),
+            seed=self.seed,
+            workspace=folder,
+            target_spec=inputs.spec,
+            calibration_data=inputs.calibration,
+            progress=progress,
+        )
+
+    def _stored(self, model: OnnxModel) -> Path:
+        """The model's file; a model that is only in memory is written to the workspace."""
+        if model.path is not None:
+            return model.path
+        folder = self.workspace / f"model-{model.digest}"
+        if not folder.exists():
+            model.save(folder)
+        return folder / "model.onnx"
+
+    def _outcome(
+        self,
+        pass_: Pass,
+        model: OnnxModel,
+        segment: Segment,
+        entry: Path,
+        record: Mapping[str, Any],
+        seconds: float,
+        cached: bool,
+        required: bool,
+    ) -> PassOutcome:
+        finding = Finding(**{**record["finding"], "verdict": Verdict(record["finding"]["verdict"])})
+        failure = None
+        after = model
+        if finding.broke:
+            # The record says what the pass did; what stands is the model from before.
+            verdict = Verdict.FAILED if required else Verdict.ROLLED_BACK
+            finding = Finding(**{**asdict(finding), "verdict": verdict})
+            if required:
+                failure = f"pass {pass_.pass_name()} was rolled back: {finding.reason}"
+        elif record["modified"]:
+            loaded = load_model(entry / "model")
+            assert isinstance(loaded, OnnxModel)
+            after = loaded
+            segment = _next_segment(pass_, segment, after)
+        return PassOutcome(
+            name=pass_.pass_name(),
+            options=pass_.options(),
+            model=after,
+            segment=segment,
+            finding=finding,
+            modified=bool(record["modified"]) and after is not model,
+            nodes=(model.stats.nodes, after.stats.nodes),
+            bytes=(model.stats.bytes, after.stats.bytes),
+            seconds=seconds,
+            cached=cached,
+            rewrites=len(record["rewrites"]),
+            refusals=tuple(record["refusals"]),
+            failure=failure,
+        )
+
+
+def _run_pass(pass_: Pass, model: OnnxModel, context: PassContext) -> PassResult:
+    """Runs the pass on a clone and seals the result, with `modified` made true to fact."""
+    name = pass_.pass_name()
+    clone = model.clone()
+    try:
+        pass_.check(clone, context)
+        result = pass_.run(clone, context)
+    except OptimcError as error:
+        raise type(error)(f"pass {name}: {error.what}", where=error.where, fix=error.fix) from error
+    except Exception as error:
+        raise CellError(
+            f"pass {name} (optimc {__version__}) broke: {type(error).__name__}: {error}",
+            fix=f"leave the pass out, or report this with the model (`--limit {name}=N` narrows it)",
+        ) from error
+    assert isinstance(result.model, OnnxModel)
+    sealed = result.model.sealed()
+    modified = result.modified or sealed.digest != model.digest
+    return PassResult(sealed, modified, result.stats, result.rewrites, result.refusals)
+
+
+def _interface_finding(before: OnnxModel, after: OnnxModel) -> Finding | None:
+    """A failure where a pass changed names, dtypes or order of inputs or outputs."""
+    for side in ("inputs", "outputs"):
+        old = [(spec.name, spec.dtype) for spec in getattr(before.signature, side)]
+        new = [(spec.name, spec.dtype) for spec in getattr(after.signature, side)]
+        if old != new:
+            return Finding(Verdict.FAILED, f"the {side} changed from {old} to {new}")
+    return None
+
+
+def _next_segment(pass_: Pass, segment: Segment, after: OnnxModel) -> Segment:
+    assert after.path is not None
+    if pass_.effect.kind is EffectKind.LOSSY:
+        return Segment(after.digest, after.path)
+    return Segment(segment.digest, segment.path, segment.bound + pass_.effect.bound)
+
+
+def _record(result: PassResult, finding: Finding) -> dict[str, Any]:
+    return {
+        "modified": result.modified,
+        "stats": dict(result.stats),
+        "rewrites": [asdict(rewrite) for rewrite in result.rewrites],
+        "refusals": [asdict(refusal) for refusal in result.refusals],
+        "finding": asdict(finding),
+    }

@@ -1,0 +1,66 @@
+"""What a build tells while it runs; the command line's display and the dumps listen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from optimc.core.model import OnnxModel
+from optimc.pipeline.manager import Observer, PassOutcome
+
+
+class BuildObserver(Observer, Protocol):
+    """Hooks around passes (see `Observer`), and the stages of a build."""
+
+    def on_stage(self, text: str) -> None:
+        """A stage begins, such as reading the model or measuring."""
+
+    def on_detail(self, text: str) -> None:
+        """Something worth a line within the stage, such as an engine that was built."""
+
+    def on_share(self, done: float, text: str) -> None:
+        """How much of the stage is done, 0 to 1."""
+
+
+class Silent:
+    """Listens to everything and says nothing."""
+
+    def before_pass(self, name: str, model: OnnxModel) -> None:
+        """Nothing."""
+
+    def on_progress(self, name: str, share: float, text: str) -> None:
+        """Nothing."""
+
+    def after_pass(self, outcome: PassOutcome) -> None:
+        """Nothing."""
+
+    def on_stage(self, text: str) -> None:
+        """Nothing."""
+
+    def on_detail(self, text: str) -> None:
+        """Nothing."""
+
+    def on_share(self, done: float, text: str) -> None:
+        """Nothing."""
+
+
+class Dumper(Silent):
+    """Writes the model after every pass to ``NNN-<pass>.onnx`` in a folder (``--dump DIR``)."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._number = 0
+
+    def before_pass(self, name: str, model: OnnxModel) -> None:
+        """Writes the model from before the first pass."""
+        if self._number == 0:
+            self._write("source", model)
+
+    def after_pass(self, outcome: PassOutcome) -> None:
+        """Writes what the next pass builds on."""
+        self._write(outcome.name, outcome.model)
+
+    def _write(self, name: str, model: OnnxModel) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        model.write_onnx(self._folder / f"{self._number:03}-{name}.onnx")
+        self._number += 1

@@ -1,0 +1,212 @@
+"""Verification: every pass and every engine proves itself on data before anything builds on it.
+
+EXACT and TOLERANCE passes are compared with their predecessor and with the start of their segment
+(drift adds up), LOSSY ones by the signal-to-quantization-noise ratio (SQNR); engines with their
+final ONNX model and with the source. What could not be compared is `unverified`, with the reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from optimc.core.errors import VerificationError, WorkerError
+from optimc.core.model import OnnxModel
+from optimc.core.passes import Effect, EffectKind
+from optimc.pipeline.compare import Difference, Outputs, compare_on_data, compare_outputs
+from optimc.pipeline.oracle import Oracle
+from optimc.pipeline.probes import Probe
+
+ENGINE_TOLERANCE = {"f32": 1e-4, "f16": 1e-2, "bf16": 5e-2}
+"""Bounds of ``max |difference| / max |reference|`` for float engines, by precision."""
+
+ENGINE_SQNR_SLACK_DB = 3.0
+"""How far a quantized engine's SQNR against the source may be under that of its own graph."""
+
+
+class Verdict(StrEnum):
+    """What verification says of a pass or an engine."""
+
+    EQUIVALENT = "equivalent"
+    WITHIN_TOLERANCE = "within_tolerance"
+    LOSSY = "lossy"
+    UNCHANGED = "unchanged"
+    UNVERIFIED = "unverified"
+    ROLLED_BACK = "rolled_back"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A verdict with its figures. `max_abs_error` and `sqnr_db` are None where nothing was run."""
+
+    verdict: Verdict
+    reason: str | None = None
+    max_abs_error: float | None = None
+    max_rel_error: float | None = None
+    sqnr_db: float | None = None
+    samples: int = 0
+
+    @property
+    def broke(self) -> bool:
+        """Whether the result must not be used."""
+        return self.verdict is Verdict.FAILED
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Where a run of EXACT and TOLERANCE passes began, and the sum of their bounds so far."""
+
+    digest: str
+    path: Path
+    bound: float = 0.0
+
+
+class PassVerifier:
+    """Judges passes on the oracle's probes."""
+
+    def __init__(self, oracle: Oracle, *, skip_reason: str | None = None) -> None:
+        self._oracle = oracle
+        self._skip_reason = skip_reason
+
+    def judge(
+        self,
+        effect: Effect,
+        before: OnnxModel,
+        before_path: Path,
+        after: OnnxModel,
+        after_path: Path,
+        segment: Segment,
+    ) -> Finding:
+        """Compares `after` with `before` and with the start of the segment."""
+        if self._skip_reason is not None:
+            return Finding(Verdict.UNVERIFIED, self._skip_reason)
+        try:
+            reference = self._oracle.outputs(before.digest, before_path)
+        except (VerificationError, WorkerError) as error:
+            # The model before the pass is not ours to blame: nothing can be said of the pass.
+            return Finding(Verdict.UNVERIFIED, f"the model before the pass does not run: {error.what}")
+        names = self._oracle.stable_outputs(before, before_path)
+        if not names:
+            return Finding(Verdict.UNVERIFIED, "all outputs depend on random operators")
+        try:
+            candidate = self._oracle.outputs(after.digest, after_path)
+        except (VerificationError, WorkerError) as error:
+            return Finding(Verdict.FAILED, f"the result does not run: {error.what}")
+        if effect.kind is EffectKind.LOSSY:
+            return judge_lossy(effect, self._oracle.probes, reference, candidate, names)
+        finding = self._verdict(effect, compare_outputs(reference, candidate, names), candidate)
+        if finding.broke:
+            return finding
+        return self._drift(effect, segment, candidate, names, finding)
+
+    def _verdict(
+        self, effect: Effect, difference: Difference, candidate: Sequence[Outputs]
+    ) -> Finding:
+        reason = difference.broken
+        if reason is None and effect.kind is EffectKind.EXACT and not difference.bit_equal:
+            reason = f"not bit-equal: outputs differ by up to {difference.max_abs:.3g}"
+        if reason is None and difference.max_rel > effect.bound:
+            reason = (
+                f"outputs differ by {difference.max_rel:.3g} of their scale, "
+                f"the pass allows {effect.bound:.3g}"
+            )
+        verdict = Verdict.EQUIVALENT if difference.bit_equal else Verdict.WITHIN_TOLERANCE
+        return finding_of(Verdict.FAILED if reason else verdict, difference, len(candidate), reason)
+
+    def _drift(
+        self,
+        effect: Effect,
+        segment: Segment,
+        candidate: Sequence[Outputs],
+        names: Sequence[str],
+        finding: Finding,
+    ) -> Finding:
+        start = self._oracle.outputs(segment.digest, segment.path)
+        drift = compare_outputs(start, candidate, names)
+        bound = segment.bound + effect.bound
+        if drift.broken or drift.max_rel > bound:
+            reason = drift.broken or (
+                f"with the passes before it, outputs drift by {drift.max_rel:.3g} of their scale "
+                f"from the start of the segment, together they allow {bound:.3g}"
+            )
+            return finding_of(Verdict.FAILED, drift, len(candidate), reason)
+        return finding
+
+
+def judge_lossy(
+    effect: Effect,
+    probes: Sequence[Probe],
+    reference: Sequence[Outputs],
+    candidate: Sequence[Outputs],
+    names: Sequence[str],
+) -> Finding:
+    """LOSSY: nothing broken on any probe, and on real data the SQNR is not under the bound."""
+    difference = compare_on_data(probes, reference, candidate, names)
+    reason = difference.broken
+    if reason is None and difference.sqnr_db < effect.bound:
+        reason = (
+            f"output SQNR {difference.sqnr_db:.1f} dB, the default bound is {effect.bound:.1f} dB"
+        )
+    verdict = Verdict.FAILED if reason else Verdict.LOSSY
+    return finding_of(verdict, difference, len(candidate), reason)
+
+
+def finding_of(
+    verdict: Verdict, difference: Difference, samples: int, reason: str | None
+) -> Finding:
+    """A finding with the figures of `difference`; an infinite SQNR (nothing differs) is None."""
+    sqnr = difference.sqnr_db
+    return Finding(
+        verdict,
+        reason,
+        difference.max_abs,
+        difference.max_rel,
+        sqnr if math.isfinite(sqnr) else None,
+        samples,
+    )
+
+
+def judge_engine(
+    precision: str,
+    *,
+    lossy: bool,
+    probes: Sequence[Probe],
+    source: Sequence[Outputs],
+    graph: Sequence[Outputs],
+    engine: Sequence[Outputs],
+    names: Sequence[str],
+) -> Finding:
+    """Compares an engine with its final ONNX model and with the source.
+
+    Float engines: elementwise, relative to each output's scale, by `ENGINE_TOLERANCE`. Quantized
+    ones: the SQNR against the source is at most `ENGINE_SQNR_SLACK_DB` under the graph's own.
+    """
+    samples = len(engine)
+    if lossy:
+        own = compare_on_data(probes, source, graph, names).sqnr_db
+        against_graph = compare_outputs(graph, engine, names)
+        against_source = compare_on_data(probes, source, engine, names)
+        reason = against_graph.broken or against_source.broken
+        if reason is None and against_source.sqnr_db < own - ENGINE_SQNR_SLACK_DB:
+            reason = (
+                f"SQNR against the source {against_source.sqnr_db:.1f} dB, "
+                f"its graph has {own:.1f} dB: the runtime computes something else"
+            )
+        verdict = Verdict.FAILED if reason else Verdict.LOSSY
+        return finding_of(verdict, against_source, samples, reason)
+    bound = ENGINE_TOLERANCE[precision]
+    against_graph = compare_outputs(graph, engine, names)
+    against_source = compare_outputs(source, engine, names)
+    for name, difference in (("its ONNX model", against_graph), ("the source", against_source)):
+        reason = difference.broken
+        if reason is None and difference.max_rel > bound:
+            reason = f"differs by {difference.max_rel:.3g} of the outputs' scale, limit {bound:g}"
+        if reason is not None:
+            text = f"against {name}: {reason}"
+            return finding_of(Verdict.FAILED, difference, samples, text)
+    verdict = Verdict.EQUIVALENT if against_source.bit_equal else Verdict.WITHIN_TOLERANCE
+    return finding_of(verdict, against_source, samples, None)

@@ -1,0 +1,319 @@
+"""The types of ``report.json``, schema 1: one frozen tree that every view is made from.
+
+A figure that was not measured is a `Skipped` with its reason, never blank and never assumed.
+Units stand in the field names (``_ms``, ``_mb``, ``_db``); a MB is 10**6 bytes. Metrics, drops
+and their limits are in the metric's own unit. A drop is positive where the candidate is worse
+than the source, whichever way the metric points.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from optimc.report.values import (
+    Change,
+    CheckVerdict,
+    Count,
+    Finite,
+    GateVerdict,
+    Interval,
+    Measured,
+    MeasuredCount,
+    MeasuredError,
+    Names,
+    Node,
+    Options,
+    Reason,
+    Sha256,
+    Skipped,
+    Status,
+    Text,
+    Verdict,
+    Versions,
+)
+
+
+class Machine(Node):
+    """The machine that measured: figures of time hold for it alone."""
+
+    cpu: Text
+    architecture: Text
+    cores: Annotated[int, Field(ge=1, description="Cores that this process may use.")]
+    features: Names
+    memory_mb: MeasuredCount
+    os: Text
+
+
+class RecipeReport(Node):
+    """The recipe that was built, by the digest of its bytes."""
+
+    path: Text
+    sha256: Sha256
+
+
+class Latency(Node):
+    """One engine on one case, alone on the machine."""
+
+    case: Annotated[
+        dict[Text, int],
+        Field(description="Size of each symbolic dim; empty where all shapes are fixed."),
+    ]
+    p50_ms: Measured
+    p90_ms: Measured
+    p99_ms: Measured
+    runs: Count
+    threads: Annotated[int, Field(ge=1)]
+
+
+class Source(Node):
+    """The model that came in, measured as every engine is."""
+
+    path: Text
+    sha256: Sha256
+    bytes: Count
+    parameters: Count
+    metrics: dict[Text, Measured]
+    latency: tuple[Latency, ...] | Skipped
+
+
+class Refusal(Node):
+    """A rewrite that did not apply at a node, and why."""
+
+    node: Text
+    reason: Reason
+
+
+class PassReport(Node):
+    """What one pass did to one cell's model."""
+
+    name: Text = Field(validation_alias="pass", serialization_alias="pass")
+    options: Options
+    modified: bool
+    verdict: Verdict
+    reason: Annotated[
+        Reason | None,
+        Field(description="Why the verdict is unverified, rolled_back or failed."),
+    ] = None
+    max_abs_error: MeasuredError
+    sqnr_db: MeasuredError
+    nodes: Change | Skipped
+    bytes: Change | Skipped
+    seconds: Finite
+    cache: Literal["hit", "miss"]
+    rewrites: Count
+    refusals: tuple[Refusal, ...] = ()
+
+    @model_validator(mode="after")
+    def _says_why(self) -> Self:
+        if self.verdict in ("unverified", "rolled_back", "failed") and self.reason is None:
+            raise ValueError(f"pass {self.name}: the verdict {self.verdict} needs a reason")
+        return self
+
+
+class Comparison(Node):
+    """An engine's outputs against a reference's on the same feeds, over all outputs."""
+
+    max_rel_error: Annotated[
+        MeasuredError,
+        Field(description="Largest absolute difference over the output's largest magnitude."),
+    ]
+    sqnr_db: MeasuredError
+    samples: Count
+
+
+class Verification(Node):
+    """How an engine was proved: against the ONNX model it was made from, and the source."""
+
+    against_onnx: Comparison | Skipped
+    against_source: Comparison | Skipped
+
+
+class FloatIsland(Node):
+    """A node that runs in float although its cell is quantized."""
+
+    node: Text
+    reason: Reason
+
+
+class EngineReport(Node):
+    """The files that one runtime loads, and what was found when they were run."""
+
+    path: Text
+    sha256: Annotated[Sha256, Field(description="Digest of the engine's files.")]
+    bytes: Count
+    identity: Annotated[Sha256, Field(description="What must be equal when it is rebuilt.")]
+    identity_of: Annotated[
+        Literal["files", "onnx_graph"],
+        Field(description="onnx_graph where the runtime's own file is not deterministic."),
+    ]
+    precision: Annotated[
+        Text | Skipped, Field(description="As read back from the runtime, not as asked for.")
+    ]
+    verdict: Verdict
+    sqnr_db: Annotated[MeasuredError, Field(description="Against the source.")]
+    verification: Verification
+    int8_share: Annotated[
+        Measured, Field(description="Fraction of the heavy nodes that the runtime runs in INT8.")
+    ]
+    float_islands: tuple[FloatIsland, ...] = ()
+    load_ms: Measured
+    peak_memory_mb: Measured
+
+
+class Metric(Node):
+    """One metric of a cell against the source's, on the same samples."""
+
+    value: Measured
+    source: Measured
+    drop: Measured
+    ci95: Annotated[Interval | Skipped, Field(description="95 % interval of the drop.")]
+    samples: MeasuredCount
+    better: Literal["higher", "lower"]
+
+
+class Ratio(Node):
+    """A ratio of paired latencies over freshly opened sessions; above 1 is faster."""
+
+    value: Finite
+    ci95: Interval
+    confidence: Annotated[
+        Finite,
+        Field(gt=0, le=1, description="Coverage that the sessions really give to ci95."),
+    ]
+    sessions: Annotated[int, Field(ge=1, description="Pairs of freshly opened sessions.")]
+
+
+class Speedup(Ratio):
+    """How many times faster a cell is than what it is held against."""
+
+    against: Text
+
+
+class Cell(Node):
+    """The result of one variant on one target."""
+
+    variant: Text
+    target: Text
+    status: Status
+    reason: Annotated[Reason | None, Field(description="Why the status is not built.")] = None
+    passes: tuple[PassReport, ...]
+    engine: EngineReport | Skipped
+    metrics: dict[Text, Metric] | Skipped
+    latency: tuple[Latency, ...] | Skipped
+    speedup: Speedup | Skipped
+    speedup_same_runtime: Speedup | Skipped
+    throughput_per_s: Measured
+    unverified: Annotated[
+        tuple[Reason, ...], Field(description="What of this cell could not be checked, and why.")
+    ] = ()
+
+    @property
+    def name(self) -> str:
+        """The cell as the recipe's gate names it: variant/target."""
+        return f"{self.variant}/{self.target}"
+
+    @model_validator(mode="after")
+    def _says_why(self) -> Self:
+        if self.status != "built" and self.reason is None:
+            raise ValueError(f"cell {self.name}: the status {self.status} needs a reason")
+        if self.status == "built" and isinstance(self.engine, Skipped):
+            raise ValueError(f"cell {self.name}: built without an engine")
+        return self
+
+
+class CellName(Node):
+    """Names one cell of the report."""
+
+    variant: Text
+    target: Text
+
+    @property
+    def name(self) -> str:
+        """The cell as the recipe's gate names it: variant/target."""
+        return f"{self.variant}/{self.target}"
+
+
+class Check(Node):
+    """One limit of the gate, asked of one cell."""
+
+    name: Annotated[Text, Field(description="The limit's path in the recipe: drop.top1, speedup.")]
+    variant: Text
+    target: Text
+    bound: Literal["at_most", "at_least"]
+    limit: Finite
+    value: Measured
+    ci95: Annotated[
+        Interval | Skipped,
+        Field(description="The verdict is taken from it: each end is one-sided at 95 %."),
+    ]
+    verdict: CheckVerdict
+    required: Annotated[
+        bool, Field(description="False where the gate's verdict does not hang on this cell.")
+    ] = True
+    samples: MeasuredCount
+    samples_to_decide: Annotated[
+        MeasuredCount | None,
+        Field(description="About how many samples would decide what is undecided."),
+    ] = None
+
+    @property
+    def cell(self) -> str:
+        """The cell as the recipe's gate names it: variant/target."""
+        return f"{self.variant}/{self.target}"
+
+
+class Gate(Node):
+    """Whether the result may ship."""
+
+    verdict: GateVerdict
+    ship: Annotated[Text | None, Field(description="As in the recipe: best, int8/*.")] = None
+    candidates: Annotated[int, Field(ge=0, description="Cells that `best` was chosen among.")] = 0
+    chosen_on: Annotated[
+        Text | None, Field(description="The split that the choice was made on.")
+    ] = None
+    checks: tuple[Check, ...]
+
+
+class Report(Node):
+    """Everything that a build found out; JSON is its canonical form."""
+
+    schema_version: Literal[1] = Field(
+        default=1, validation_alias="schema", serialization_alias="schema"
+    )
+    optimc: Annotated[Text, Field(description="The version that built and measured.")]
+    created: Annotated[
+        str,
+        Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$", description="UTC, ISO 8601."),
+    ]
+    command: Annotated[Text, Field(description="Repeats the build, from the recipe's folder.")]
+    interrupted: bool = False
+    recipe: RecipeReport
+    lock: Annotated[Text | Skipped, Field(description="Path of the lock.")]
+    machine: Machine
+    environment: Annotated[
+        Versions, Field(description="Version of each tool that had a part in the result.")
+    ]
+    source: Source
+    results: tuple[Cell, ...]
+    noise_floor: Annotated[
+        Ratio | Skipped, Field(description="The source against itself: how 1.0 looks here.")
+    ]
+    best: CellName | None
+    gate: Gate
+    warnings: Annotated[
+        tuple[Text, ...], Field(description="What changes how the figures may be read.")
+    ] = ()
+    notes: tuple[Text, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_its_cells(self) -> Self:
+        names = [(cell.variant, cell.target) for cell in self.results]
+        if len(set(names)) != len(names):
+            raise ValueError("a cell stands in the results twice")
+        used: list[CellName | Check] = [*self.gate.checks, *([self.best] if self.best else [])]
+        for item in used:
+            if (item.variant, item.target) not in names:
+                raise ValueError(f"{item.variant}/{item.target} is no cell of the results")
+        return self

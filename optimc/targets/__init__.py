@@ -1,0 +1,1 @@
+"""The runtimes that engines are built for."""

@@ -1,0 +1,1 @@
+"""Contract suites that every pass and every target has to meet."""

@@ -1,0 +1,1 @@
+"""Ready recipes, with the data that they need."""
