@@ -24,19 +24,16 @@ DECOYS = ("calibration", "json", "numpy", "onnx", "optimc", "passes", "recipes",
 
 def import_everything() -> int:
     """Import each module of the package; how many there are."""
-    package = importlib.import_module("optimc")
-    count = 1
-    for module in pkgutil.walk_packages(package.__path__, "optimc."):
-        if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
-            count += 1
-    # In an editable install these are not below the package's own folder.
-    for name in ("optimc.passes", "optimc.calibration", "optimc.recipes"):
-        mapped = importlib.import_module(name)
-        for module in pkgutil.walk_packages(mapped.__path__, f"{name}."):
-            importlib.import_module(module.name)
-            count += 1
-    return count
+    imported = set()
+    # In an editable install the mapped folders are not below the package's own.
+    for package in ("optimc", "optimc.passes", "optimc.calibration", "optimc.recipes"):
+        folders = importlib.import_module(package).__path__
+        names = [module.name for module in pkgutil.walk_packages(folders, f"{package}.")]
+        for name in (package, *names):
+            if not name.endswith("__main__"):
+                importlib.import_module(name)
+                imported.add(name)
+    return len(imported)
 
 
 def run(*arguments: str, cwd: Path) -> str:

@@ -70,7 +70,7 @@ def build(
     recipe: RecipePath,
     out: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("-o", "--out", metavar="DIR", help="Where to [default: build/<recipe>]."),
+        typer.Option("-o", "--out", metavar="DIR", help="Where to [default: optimc-build/<recipe>]."),
     ] = None,
     variant: Annotated[
         Optional[str],  # noqa: UP045

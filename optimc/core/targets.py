@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_serializer
 
 from optimc.core.digest import digest_of
 from optimc.core.files import file_sha256
@@ -37,12 +37,17 @@ class SpecData(BaseModel):
 class OperatorRule(SpecData):
     """How one operator runs in INT8 on a target."""
 
-    inputs: Literal["all", "first"] | tuple[int, ...] = "all"
-    """Which inputs get a Q/DQ pair when they are activations."""
+    inputs: Literal["all", "first", "skip"] = "all"
+    """Which of the activations get a Q/DQ pair: all, the first input alone (the others are shapes,
+    axes and the like), or for a residual Add all but the branch that a Conv, Gemm or MatMul computes
+    last, because the kernel of that operator takes the Add in."""
     weight: int | None = None
-    """The input that holds the weight when it is constant (Conv: 1)."""
+    """The input that holds the weight, which must be constant unless `dynamic_weight` (Conv: 1)."""
     weight_axis: int | None = None
-    """The axis of per-channel weight scales; None is one scale for the whole weight."""
+    """The axis of per-channel weight scales (of Gemm's B as it stands without transB); None is one
+    scale for the whole weight."""
+    dynamic_weight: bool = False
+    """Whether the weight may be an activation (a MatMul of two)."""
     bias: int | None = None
     """The input that holds the bias."""
     output: bool = True
@@ -51,23 +56,28 @@ class OperatorRule(SpecData):
     """Activations that the kernel takes in: the Q then stands behind them (Conv: Relu, Clip)."""
     same_scale: bool = False
     """Data movement and pooling: the output keeps the scale and zero point of the input."""
+    on_integers: bool = False
+    """Data movement that runs on the integers themselves, between Q and DQ."""
     only_with_quantized_input: bool = False
-    """Quantized only where an input comes from, or goes to, another quantized operator."""
+    """Quantized only where every activation comes from another quantized operator."""
+    least_size: int = 1
+    """Weights (or second operands) with a smaller K or N are not worth an INT8 kernel."""
 
 
 class QuantizationSpec(SpecData):
     """Where Q and DQ go for a target, and of which types."""
 
-    activation_dtype: Literal["uint8", "int8"]
+    activation_dtype: Literal["uint8", "int8", "sign"]
+    """`sign` is uint8 for tensors that were never negative, and int8 for the others."""
     activation_symmetric: bool
-    weight_dtype: Literal["int8", "uint8"] = "int8"
-    weight_symmetric: bool = True
+    weight_dtype: Literal["int8"] = "int8"
+    """Weights are symmetric: the zero point is 0."""
     reduce_range: bool = False
     """7-bit weights: for CPUs whose INT8 multiply-add saturates in 16 bits (no VNNI)."""
     bias: Literal["int32", "float"]
-    quantize_graph_outputs: bool = False
+    """`int32` is a DQ with the scale of the accumulator: the input's times the weight's."""
     rules: Mapping[str, OperatorRule]
-    """From the operator type to its rule; what is not listed stays in float."""
+    """From the operator type (of the default domain) to its rule; what is not listed stays float."""
 
 
 class TargetSpec(SpecData):
@@ -82,6 +92,11 @@ class TargetSpec(SpecData):
     quantization: QuantizationSpec | None = None
     cpu_features: frozenset[str] = frozenset()
     """CPU features that decide the placement (a part of the digest)."""
+
+    @field_serializer("dtypes", "domains", "cpu_features", when_used="json")
+    def _sorted(self, names: frozenset[str]) -> list[str]:
+        # A set has another order in every process.
+        return sorted(names)
 
     @property
     def digest(self) -> str:
@@ -107,6 +122,22 @@ class Bound(Protocol):
         """The outputs of the last run, by name, as numpy arrays on the host."""
 
 
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer as the runtime really runs it, read back from the runtime."""
+
+    name: str
+    """The node's or value's name in the model, as far as the runtime keeps it."""
+    operator: str
+    """The runtime's name of the operation."""
+    dtype: str
+    """The numpy name of the type it computes in; int8 stands for signed and unsigned alike."""
+    heavy: bool
+    """Whether it is of the families that take the time: convolutions and matrix products."""
+    reason: str | None = None
+    """Why it is not in int8, where a heavy layer of a quantized model is not."""
+
+
 class Session(ABC):
     """An engine opened by its runtime, in this process. A context manager."""
 
@@ -115,8 +146,8 @@ class Session(ABC):
         """Puts `feeds` (all inputs, by name) in place. Raises InputError for wrong ones."""
 
     @abstractmethod
-    def precisions(self) -> Mapping[str, str]:
-        """What the runtime really took, read back: from layer (or node) name to a dtype name."""
+    def layers(self) -> tuple[Layer, ...]:
+        """What the runtime made of the model, in its order. Slow: it may open the engine again."""
 
     @abstractmethod
     def close(self) -> None:
@@ -258,6 +289,10 @@ class Target(BaseModel, ABC):
     @abstractmethod
     def unavailable(cls) -> Unavailability | None:
         """Why this runtime cannot be used here, or None. Cheap: imports nothing heavy."""
+
+    @classmethod
+    def preload(cls) -> None:
+        """Imports the runtime, so that the time of `open` does not hold it."""
 
     @abstractmethod
     def spec(self) -> TargetSpec:

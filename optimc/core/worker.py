@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,12 +126,15 @@ class Worker:
         self.limits = limits or Limits()
         ours, theirs = Pipe(duplex=True)
         self._connection: Connection[Any, Any] = ours
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by _clean)
+        self._log = tempfile.TemporaryFile()
+        # A killed worker cannot tidy up: its temporary files lie where the parent removes them.
+        self._scratch = tempfile.mkdtemp(prefix="optimc-worker-")
         env = {**os.environ, **(environment or {}), "PYTHONFAULTHANDLER": ""}
+        env["TMPDIR"] = self._scratch
         memory = self.limits.memory_mb
         arguments = [str(theirs.fileno()), str(int(memory * 1e6) if memory else 0)]
-        self._process = subprocess.Popen(  # noqa: S603 (our own interpreter and module)
-            [sys.executable, "-m", "optimc.core.worker_main", *arguments],
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "optimc.core.worker_main", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
@@ -140,7 +144,9 @@ class Worker:
             start_new_session=True,
         )
         theirs.close()
-        self._finalizer = weakref.finalize(self, _clean, self._process, ours, self._log)
+        self._finalizer = weakref.finalize(
+            self, _clean, self._process, ours, self._log, self._scratch
+        )
         self.call("__init__", service=service, options=dict(options or {}))
 
     @property
@@ -222,12 +228,15 @@ class Worker:
         self.close()
 
 
-def _clean(process: subprocess.Popen[bytes], connection: Connection[Any, Any], log: Any) -> None:
+def _clean(
+    process: subprocess.Popen[bytes], connection: Connection[Any, Any], log: Any, scratch: str
+) -> None:
     connection.close()
     if process.poll() is None:
         process.kill()
         process.wait()
     log.close()
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _memory_error(name: str, limits: Limits) -> WorkerMemoryError:

@@ -21,6 +21,7 @@ def main(descriptor: int, memory_bytes: int) -> None:
     """Serves calls from the pipe `descriptor` under the limit `memory_bytes` (0: none)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()
+    _leave_no_core_file()
     if memory_bytes:
         _limit_memory(memory_bytes)
     connection = Connection(descriptor)
@@ -74,6 +75,13 @@ def _die_with_parent() -> None:
     """Linux: the kernel ends this process when its parent dies, even in a native endless loop."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _leave_no_core_file() -> None:
+    """A crash would leave gigabytes in the user's folder where core files are switched on."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _limit_memory(limit: int) -> None:

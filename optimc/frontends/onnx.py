@@ -81,13 +81,13 @@ def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
     dims: tuple[int | str, ...] | None = None
     if tensor.HasField("shape"):
         dims = tuple(
-            _dim(dim.dim_value if dim.HasField("dim_value") else dim.dim_param, value.name, axis)
+            name_dim(dim.dim_value if dim.HasField("dim_value") else dim.dim_param, value.name, axis)
             for axis, dim in enumerate(tensor.shape.dim)
         )
     return TensorSpec(value.name, str(tensor_dtype_to_np_dtype(tensor.elem_type)), dims)
 
 
-def _dim(dim: int | str | None, value: str, axis: int) -> int | str:
+def name_dim(dim: int | str | None, value: str, axis: int) -> int | str:
     """A dim as signatures show it; what the exporter did not know is called by its place."""
     unknown = dim is None or dim == -1 or (isinstance(dim, str) and dim in _PLACEHOLDER_DIMS)
     return f"{value}_dim{axis}" if unknown else dim  # type: ignore[return-value]
@@ -163,7 +163,7 @@ def _normalized(
         notes.append(f"{listed} initializers that the file also lists as inputs are constants here")
     if source.stale_shapes:
         onnx_normal.forget_inner_shapes(model)
-    onnx_normal.name_dims(model, source.output_dims, _dim)
+    onnx_normal.name_dims(model, source.output_dims, name_dim)
     onnx_normal.declare_shapes(model, declared, path)
     onnx_normal.finish(model)
     return model

@@ -28,6 +28,8 @@ class BuildData:
     dims: Mapping[str, DimRange]
     random: bool
     """Whether calibration runs on seeded inputs because the recipe names no data for it."""
+    feed: int
+    """Samples in one feed where the model fixes it, else 1."""
 
     @property
     def calibration(self) -> Dataset:
@@ -40,10 +42,11 @@ class BuildData:
         return self.splits.get("evaluation")
 
     def samples(self, count: int) -> list[Mapping[str, NDArray[Any]]]:
-        """The first calibration samples, as feeds of one sample each."""
+        """The first calibration samples, each feed as small as the model takes it."""
         found: list[Mapping[str, NDArray[Any]]] = []
-        for batch in self.calibration.batches(1):
-            if len(found) >= count:
+        for batch in self.calibration.batches(self.feed):
+            whole = len(next(iter(batch.feeds.values()))) == self.feed
+            if len(found) >= count or not whole:
                 break
             found.append(batch.feeds)
         return found
@@ -58,14 +61,14 @@ def open_data(recipe: Recipe, signature: Signature) -> BuildData:
 
     Raises InputError for what does not fit. Overlap of the splits is a check of its own.
     """
-    from optimc.calibration.checks import check_against
+    from optimc.calibration.checks import check_against, fixed_batch
     from optimc.calibration.random_data import RandomDataset
 
     check_signature(recipe, signature)
     splits: dict[str, Dataset] = {}
     if recipe.data is not None:
         for name, source in recipe.data.splits.items():
-            splits[name] = source.open(recipe.folder, recipe.seed)  # type: ignore[attr-defined]
+            splits[name] = source.open(recipe.folder, recipe.seed)
     dims = resolved_dims(recipe, signature, splits)
     bounds = {name: (dim.min, dim.max) for name, dim in dims.items()}
     for dataset in splits.values():
@@ -79,7 +82,7 @@ def open_data(recipe: Recipe, signature: Signature) -> BuildData:
         }
         sizes = {name: dim.typical for name, dim in dims.items()}
         splits["calibration"] = RandomDataset(signature, sizes, ranges, recipe.seed, RANDOM_SAMPLES)
-    return BuildData(splits, dims, random)
+    return BuildData(splits, dims, random, fixed_batch(signature) or 1)
 
 
 def check_overlap(recipe: Recipe, data: BuildData, store: Store) -> None:

@@ -13,14 +13,14 @@ from optimc.core.cpu import cpu_features
 from optimc.core.digest import digest_of
 from optimc.core.model import OnnxModel
 from optimc.core.targets import BuildContext, Engine, Target
-from optimc.core.worker import Limits, Worker
+from optimc.core.worker import Limits
 from optimc.pipeline.cache import Cache
 from optimc.pipeline.compare import compare_on_data, compare_outputs
 from optimc.pipeline.oracle import Oracle
 from optimc.pipeline.probes import probes_digest
 from optimc.pipeline.verification import Finding, Verdict, judge_engine
 from optimc.pipeline.versions import compiler_digest, source_digest, tool_versions
-from optimc.targets.client import EngineWorker
+from optimc.targets.client import EngineWorker, build_engine
 
 if TYPE_CHECKING:
     from optimc.pipeline.compare import Difference
@@ -81,16 +81,9 @@ class EngineBuilder:
             legal = target.legalize(model, context)
             stored = Path(folder) / "model"
             legal.save(stored)
-            with Worker(
-                "optimc.targets.service:BuildService", name=f"building {name}", limits=self.limits
-            ) as worker:
-                worker.call(
-                    "build",
-                    runtime=target.runtime,
-                    options=target.model_dump(mode="json"),
-                    model_folder=str(stored),
-                    out_folder=str(out),
-                )
+            build_engine(
+                target, stored, out, name=f"building {name}", limits=self.limits, seed=self.seed
+            )
 
     def prove(
         self,

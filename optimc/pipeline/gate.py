@@ -43,8 +43,12 @@ class Figures:
     lower_is_better: Mapping[str, bool] = field(default_factory=dict)
     """By metric."""
     cases: Mapping[str, CaseFigures] = field(default_factory=dict)
-    """By the case's name, in the recipe's order: a limit that names no case means the first."""
+    """By the case's name, in the recipe's order: limits mean the first."""
     size_mb: float | str = "not built"
+    not_measured: str = "no such metric"
+    """Why a metric has no figure."""
+    not_timed: str = "no such case"
+    """Why a case has no figures."""
 
     @property
     def name(self) -> str:
@@ -128,7 +132,7 @@ def _worst(verdicts: Sequence[CheckVerdict]) -> CheckVerdict:
 
 
 def _checks(gate: GateRecipe, cell: Figures) -> list[Check]:
-    missing = "no such metric"
+    missing = cell.not_measured
     checks = [
         _interval_check(cell, f"drop.{name}", "at_most", limit, cell.drops.get(name, missing))
         for name, limit in gate.drop.items()
@@ -137,40 +141,23 @@ def _checks(gate: GateRecipe, cell: Figures) -> list[Check]:
         bound: Bound = "at_most" if cell.lower_is_better.get(name) else "at_least"
         value = cell.metrics.get(name, missing)
         checks.append(_exact_check(cell, f"metrics.{name}", bound, limit, value))
-    for case, limit in _per_case(gate.speedup, cell):
-        figures = cell.cases[case]
-        name = _case_check("speedup", case, cell)
-        checks.append(_interval_check(cell, name, "at_least", limit, figures.speedup))
-    for percentile in ("p50", "p90", "p99"):
-        wanted = getattr(gate.latency_ms, percentile) if gate.latency_ms else None
-        for case, limit in _per_case(wanted, cell):
-            latency = cell.cases[case].latency.get(percentile, "not measured")
-            if isinstance(latency, Percentile):
-                ends = latency.ci95
-                latency = Interval(latency.ms, ends, *ends, latency.runs, "order statistics")
-            name = _case_check(f"latency_ms.{percentile}", case, cell)
-            checks.append(_interval_check(cell, name, "at_most", limit, latency))
-    for case, limit in _per_case(gate.throughput_per_s, cell):
-        name = _case_check("throughput_per_s", case, cell)
-        value = cell.cases[case].throughput_per_s
+    case = cell.first_case
+    if gate.speedup is not None:
+        speedup = case.speedup if case else cell.not_timed
+        checks.append(_interval_check(cell, "speedup", "at_least", gate.speedup, speedup))
+    for percentile, limit in gate.latency_ms.items():
+        latency = case.latency[percentile] if case else cell.not_timed
+        if isinstance(latency, Percentile):
+            ends = latency.ci95
+            latency = Interval(latency.ms, ends, *ends, latency.runs, "order statistics")
+        checks.append(_interval_check(cell, f"latency_ms.{percentile}", "at_most", limit, latency))
+    if gate.throughput_per_s is not None:
+        value = case.throughput_per_s if case else cell.not_timed
+        name, limit = "throughput_per_s", gate.throughput_per_s
         checks.append(_exact_check(cell, name, "at_least", limit, value))
     if gate.size_mb is not None:
         checks.append(_exact_check(cell, "size_mb", "at_most", gate.size_mb, cell.size_mb))
     return checks
-
-
-def _per_case(limit: float | Mapping[str, float] | None, cell: Figures) -> list[tuple[str, float]]:
-    """The limits by case; one number alone means the first case."""
-    if limit is None:
-        return []
-    if isinstance(limit, Mapping):
-        return list(limit.items())
-    return [(next(iter(cell.cases)), limit)]
-
-
-def _case_check(name: str, case: str, cell: Figures) -> str:
-    """The check's name; the case is named where there are several."""
-    return name if len(cell.cases) == 1 else f"{name}[{case}]"
 
 
 def _interval_check(

@@ -33,27 +33,26 @@ def declared_signature(recipe: Recipe, signature: Signature) -> Signature:
 
 def check_signature(recipe: Recipe, signature: Signature, *, dims: bool = True) -> None:
     """Raises InputError where the recipe names inputs, outputs or dims that the model lacks."""
-    where = str(recipe.path)
     inputs = {spec.name: spec for spec in signature.inputs}
     for name, declared in recipe.inputs.items():
         if name not in inputs:
-            raise unknown_name("input", name, inputs, where=f"{where}: inputs")
-        _check_input(where, inputs[name], declared.dtype, declared.shape)
+            raise unknown_name("input", name, inputs, where=recipe.where("inputs", name))
+        _check_input(recipe.where("inputs", name), inputs[name], declared.dtype, declared.shape)
         integer = inputs[name].dtype.startswith(("int", "uint"))
         if (declared.range and integer) or (declared.values and not integer):
             right = "values" if integer else "range"
             raise InputError(
                 f"the input is {inputs[name].dtype}",
-                where=f"{where}: inputs.{name}",
+                where=recipe.where("inputs", name),
                 fix=f"declare `{right}: [least, greatest]` for it",
             )
     outputs = [spec.name for spec in signature.outputs]
     for name in recipe.outputs:
         if name not in outputs:
-            raise unknown_name("output", name, outputs, where=f"{where}: outputs")
+            raise unknown_name("output", name, outputs, where=recipe.where("outputs", name))
     for name in recipe.dims if dims else ():
         if name not in signature.symbols:
-            raise unknown_name("dim", name, signature.symbols, where=f"{where}: dims")
+            raise unknown_name("dim", name, signature.symbols, where=recipe.where("dims", name))
 
 
 def _check_input(
@@ -62,8 +61,8 @@ def _check_input(
     fix = "leave it out: it is read from the model"
     if dtype is not None and dtype != spec.dtype:
         raise InputError(
-            f"the model says dtype {spec.dtype}, the recipe {dtype}",
-            where=f"{where}: inputs.{spec.name}",
+            f"the model says of input `{spec.name}` dtype {spec.dtype}, the recipe {dtype}",
+            where=where,
             fix=fix,
         )
     if shape is None or spec.shape is None:
@@ -73,8 +72,8 @@ def _check_input(
     )
     if clash:
         raise InputError(
-            f"the model says shape {list(spec.shape)}, the recipe {list(shape)}",
-            where=f"{where}: inputs.{spec.name}",
+            f"the model says of input `{spec.name}` shape {list(spec.shape)}, the recipe {list(shape)}",
+            where=where,
             fix=fix,
         )
 
@@ -100,7 +99,7 @@ def resolved_dims(
             if size is None:
                 raise InputError(
                     f"the size of the dim `{symbol}` is not known",
-                    where=f"{recipe.path}: dims",
+                    where=recipe.where("dims"),
                     fix=f"declare it: dims: {{{symbol}: {{min: 1, typical: 64, max: 128}}}}",
                 )
             dims[symbol] = DimRange(min=size, typical=size, max=size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from optimc.core.errors import CellError, OptimcError
 from optimc.core.model import OnnxModel, load_model
 from optimc.core.passes import (
     Calibration,
+    Effect,
     EffectKind,
     Input,
     Pass,
@@ -81,6 +83,8 @@ class PassManager:
     """Names the probes and the effort: a verdict is remembered only for these."""
     seed: int
     workspace: Path
+    judge_lossy: bool = True
+    """Whether LOSSY passes are held to their default SQNR bound here, or by a metric later."""
     limits: Mapping[str, int] = field(default_factory=dict)
     observers: Sequence[Observer] = ()
     executions: dict[str, int] = field(default_factory=dict)
@@ -155,12 +159,18 @@ class PassManager:
                     stored = load_model(entry / "model")
                     assert isinstance(stored, OnnxModel) and stored.path is not None
                     finding = _interface_finding(model, stored) or self.verifier.judge(
-                        pass_.effect, model, before_path, stored, stored.path, segment
+                        self._effect(pass_), model, before_path, stored, stored.path, segment
                     )
                 record = _record(result, finding)
                 (entry / "record.json").write_text(json.dumps(record), encoding="utf-8")
 
             return self.cache.put("pass", key, write)
+
+    def _effect(self, pass_: Pass) -> Effect:
+        effect = pass_.effect
+        if effect.kind is EffectKind.LOSSY and not self.judge_lossy:
+            return Effect(EffectKind.LOSSY, -math.inf)
+        return effect
 
     def _context(self, pass_: Pass, inputs: PassInputs, folder: Path) -> PassContext:
         name = pass_.pass_name()

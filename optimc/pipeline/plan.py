@@ -125,14 +125,14 @@ def _check_levels(variant: str, passes: Sequence[PassEntry]) -> None:
     order = list(Level)
     level = Level.ONNX
     for entry in passes:
-        name = entry.instance.instancename()
-        if order.index(entry.instance.level) < order.index(level):
+        name = entry.pass_.pass_name()
+        if order.index(entry.pass_.level) < order.index(level):
             raise InputError(
-                f"pass {name} works on {entry.instance.level} models, here the model is {level}",
+                f"pass {name} works on {entry.pass_.level} models, here the model is {level}",
                 where=f"variants.{variant}",
                 fix="a lowered model does not come back: put the pass first, or start from PyTorch",
             )
-        level = entry.instance.level
+        level = entry.pass_.level
 
 
 def _availability(cell: Cell) -> UnavailableError | None:
@@ -143,7 +143,7 @@ def _availability(cell: Cell) -> UnavailableError | None:
 
 
 def _quantizable(cell: Cell, passes: Sequence[PassEntry]) -> UnavailableError | None:
-    needs = [e.instance.pass_name() for e in passes if Input.CALIBRATION in e.instance.reads]
+    needs = [e.pass_.pass_name() for e in passes if Input.CALIBRATION in e.pass_.reads]
     if needs and cell.target.spec().quantization is None:
         return UnavailableError(
             f"{cell.target.runtime} runs no INT8: {needs[0]} has nothing to place",
@@ -157,8 +157,8 @@ def _place(root: Step, cell: Cell, passes: Sequence[PassEntry]) -> None:
     """Walks down the tree along the passes, and forks where a key is new."""
     step = root
     for entry in passes:
-        spec = cell.target.spec() if Input.SPEC in entry.instance.reads else None
-        key = digest_of(step.key, _identity(entry.instance), entry.required, spec and spec.digest)
+        spec = cell.target.spec() if Input.SPEC in entry.pass_.reads else None
+        key = digest_of(step.key, _identity(entry.pass_), entry.required, spec and spec.digest)
         child = next((child for child in step.children if child.key == key), None)
         if child is None:
             child = Step(key, entry, spec)
@@ -173,7 +173,7 @@ def _identity(pass_: Pass) -> list[object]:
 
 def _describe(step: Step) -> str:
     assert step.entry is not None
-    pass_ = step.entry.instance
+    pass_ = step.entry.pass_
     defaults = {name: field.get_default() for name, field in type(pass_).model_fields.items()}
     changed = {k: v for k, v in pass_.options().items() if v != defaults.get(k)}
     options = ", ".join(f"{name}={value}" for name, value in changed.items())

@@ -101,7 +101,7 @@ class _Raw:
 def scatter(report: Report) -> Scatter | None:
     """The picture of the first metric against the first case's p50; None below two points."""
     metric = primary_metric(report)
-    raw = _raw_points(report, metric) if metric else []
+    raw = [] if metric is None else _raw_points(report, metric)
     if metric is None or len(raw) < 2:
         return None
     better = _better(report, metric)
@@ -203,7 +203,7 @@ def _front(raw: Sequence[_Raw], better: str, x_scale: Scale, y_scale: Scale) -> 
 
 def _placed(raw: Sequence[_Raw], x_scale: Scale, y_scale: Scale) -> tuple[Point, ...]:
     """The points, each with its label where it covers no other label or mark."""
-    taken = [_box(x_scale(p.latency), y_scale(p.metric), 8, 8) for p in raw]
+    taken = [_mark(point, x_scale, y_scale) for point in raw]
     placed = []
     for point in raw:
         x, y = x_scale(point.latency), y_scale(point.metric)
@@ -234,6 +234,13 @@ _Box = tuple[float, float, float, float]
 
 def _box(x: float, y: float, width: float, height: float) -> _Box:
     return (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+
+
+def _mark(point: _Raw, x_scale: Scale, y_scale: Scale) -> _Box:
+    """What a point covers: its circle, and the line of its interval."""
+    x, y = x_scale(point.latency), y_scale(point.metric)
+    low, high = point.ends or (point.metric, point.metric)
+    return (x - 4, min(y - 4, y_scale(high)), x + 4, max(y + 4, y_scale(low)))
 
 
 def _label_place(

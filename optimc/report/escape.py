@@ -13,7 +13,7 @@ import unicodedata
 # Control, format (bidirectional overrides, zero width), line and paragraph separators,
 # surrogates, private and unassigned: what is shown in its escaped form.
 _HIDDEN = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn"})
-_MARKDOWN = re.compile(r"([\\`*_\[\]|~#{}!])")
+_MARKDOWN = re.compile(r"([\\`*_\[\]~#{}!])")
 _BLOCK_START = re.compile(r"^(?:[-+=:]|\d+[.)](?=\s|$))")
 # GitHub makes links, mentions, references and formulas of these wherever they stand in text.
 _LIVE = re.compile(r"@\w|://|www\.|\$|#\d|:\w+:", re.IGNORECASE)
@@ -33,17 +33,22 @@ def markdown_text(text: str) -> str:
 
     Words that would become links or mentions are shown as code.
     """
-    words = one_line(text).split(" ")
+    words = one_line(text).strip(" ").split(" ")
     shown = " ".join(markdown_code(w) if _LIVE.search(w) else _escaped(w) for w in words)
     return _BLOCK_START.sub(lambda m: f"{m[0][:-1]}\\{m[0][-1]}", shown)
 
 
 def markdown_code(text: str) -> str:
-    """`text` as a Markdown code span, on one line, safe in a cell of a table."""
+    """`text` as code in Markdown, on one line, also in a cell of a table.
+
+    Back ticks, bars and back slashes mean different things in different parsers' code spans:
+    texts with such are written as HTML, all punctuation as character references.
+    """
     shown = one_line(text)
-    ticks = "`" * (1 + max((len(run) for run in re.findall("`+", shown)), default=0))
-    space = " " if shown.startswith(("`", " ")) or shown.endswith(("`", " ")) or not shown else ""
-    return f"{ticks}{space}{shown}{space}{ticks}".replace("|", "\\|")
+    if not shown.strip() or set(shown) & set("`|\\"):
+        referenced = (c if c.isalnum() or c == " " else f"&#{ord(c)};" for c in shown)
+        return f"<code>{''.join(referenced)}</code>"
+    return f"`{shown}`"
 
 
 def log_text(text: str) -> str:
@@ -64,4 +69,4 @@ def log_line(line: str) -> str:
 
 def _escaped(word: str) -> str:
     word = word.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return _MARKDOWN.sub(r"\\\1", word)
+    return _MARKDOWN.sub(r"\\\1", word).replace("|", "&#124;")

@@ -46,7 +46,7 @@ def _verdict(report: Report) -> list[str]:
 
 def _cells(report: Report) -> list[str]:
     metric = primary_metric(report)
-    name = text(metric) if metric else "metric"
+    name = "metric" if metric is None else text(metric)
     header = [
         "variant",
         "target",
@@ -88,9 +88,9 @@ def _checks(report: Report) -> list[str]:
     if not report.gate.checks:
         return []
     lines = ["## Gate", ""]
-    if report.gate.ship:
+    if report.gate.ship is not None:
         among = f", chosen among {report.gate.candidates}" if report.gate.candidates else ""
-        split = f" on {code(report.gate.chosen_on)}" if report.gate.chosen_on else ""
+        split = f" on {code(report.gate.chosen_on)}" if report.gate.chosen_on is not None else ""
         lines += [f"Ship: {code(report.gate.ship)}{among}{split}.", ""]
     for check in report.gate.checks:
         note = "" if check.required else " (the verdict does not hang on this cell)"

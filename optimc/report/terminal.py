@@ -47,7 +47,7 @@ def render_summary(
 ) -> str:
     """The summary as text: cells, findings, checks, where the `files` are, and the verdict last.
 
-    No line is wider than `width` columns (100 at most) but for the paths of the files. With
+    No line is wider than `width` columns (100 at most). The `files` lie in one folder. With
     `color` the text holds ANSI escapes of ours; escapes in names are always made visible.
     """
     from rich.console import Console
@@ -92,7 +92,8 @@ def _parts(report: Report, files: Sequence[Path]) -> Iterator[RenderableType]:
     for warning in report.warnings:
         yield _entry("mind", "yellow", warning)
     if files:
-        yield _entry("files", "bold", ", ".join(str(path) for path in files))
+        names = ", ".join(path.name for path in files)
+        yield _entry("files", "bold", f"{names} in {files[0].parent}")
     head = headline(report)
     yield ""
     yield _line((f"{head.title}.", STYLES[head.tone]), (f" {head.sentence}", ""))

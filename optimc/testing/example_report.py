@@ -109,41 +109,14 @@ def failed_report() -> Report:
 
 def hostile_report(text: str) -> Report:
     """`example_report` with `text` as every name, reason, path and message that others write."""
-    reason = text or "-"
     report = example_report()
-    step = (
-        report.results[3]
-        .passes[1]
-        .model_copy(
-            update={
-                "name": text,
-                "reason": reason,
-                "options": {text: [text]},
-                "refusals": (Refusal(node=text, reason=reason),),
-            }
-        )
-    )
-    engine = report.results[3].engine
-    assert isinstance(engine, EngineReport)
-    cell = report.results[3].model_copy(
-        update={
-            "variant": text,
-            "target": text,
-            "passes": (step,),
-            "engine": engine.model_copy(
-                update={"path": text, "float_islands": (FloatIsland(node=text, reason=reason),)}
-            ),
-            "metrics": {text: _metric(0.8, (0.01, (0.0, 0.02)))},
-            "unverified": (reason,),
-            "throughput_per_s": Skipped(skipped=reason),
-        }
-    )
-    failed = _not_built(text, f"{text}2", "failed", reason)
+    failed = _not_built(text, f"{text}2", "failed", text or "-")
+    cells = (_hostile_cell(report.results[3], text), failed)
     check = _drop(text, text, 0.004, (0.001, 0.007), "undecided")
     check = check.model_copy(update={"name": f"drop.{text}"})
     return report.model_copy(
         update={
-            "results": (cell, failed),
+            "results": cells,
             "gate": Gate(verdict="undecided", ship=text, chosen_on=text, checks=(check,)),
             "best": CellName(variant=text, target=text),
             "command": text,
@@ -154,6 +127,31 @@ def hostile_report(text: str) -> Report:
             "lock": text,
             "machine": report.machine.model_copy(update={"cpu": text, "os": text}),
             "source": report.source.model_copy(update={"path": text, "metrics": {text: 0.8}}),
+        }
+    )
+
+
+def _hostile_cell(cell: Cell, text: str) -> Cell:
+    reason = text or "-"
+    step = cell.passes[1].model_copy(
+        update={
+            "name": text,
+            "reason": reason,
+            "options": {text: [text]},
+            "refusals": (Refusal(node=text, reason=reason),),
+        }
+    )
+    assert isinstance(cell.engine, EngineReport)
+    islands = (FloatIsland(node=text, reason=reason),)
+    return cell.model_copy(
+        update={
+            "variant": text,
+            "target": text,
+            "passes": (step,),
+            "engine": cell.engine.model_copy(update={"path": text, "float_islands": islands}),
+            "metrics": {text: _metric(0.8, (0.01, (0.0, 0.02)))},
+            "unverified": (reason,),
+            "throughput_per_s": Skipped(skipped=reason),
         }
     )
 

@@ -6,11 +6,12 @@ Works on nodes: what one section names wrongly is found even where another one h
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from optimc.core.errors import did_you_mean
 from optimc.pipeline.recipe.locate import Node, Problems, quoted
+from optimc.pipeline.recipe.named import DEFAULT_TARGETS
 from optimc.pipeline.recipe.schema import BEST, cells_matching
-from optimc.pipeline.recipe.sections import DEFAULT_TARGETS
 from optimc.pipeline.recipe.validation import known_names
 
 _ROOT_TARGETS = tuple(DEFAULT_TARGETS)
@@ -19,6 +20,19 @@ _ROOT_TARGETS = tuple(DEFAULT_TARGETS)
 def check_meaning(root: Node, problems: Problems) -> None:
     """Notes what does not fit: names of targets, cells, metrics and dims, and sizes of cases."""
     _Checker(root, problems).check()
+
+
+def check_labels(fields: Mapping[str, Any], root: Node, problems: Problems) -> None:
+    """Notes metrics that need labels where the typed `fields` of the recipe have none."""
+    evaluation = fields["data"].evaluation if fields["data"] is not None else None
+    if evaluation is not None and getattr(evaluation, "labels", True) is not None:
+        return
+    for name, metric in fields["metrics"].items():
+        if getattr(metric, "needs_labels", False):
+            node = _mapping(root.get("metrics"))[name]
+            fix = "name the evaluation data with their labels: data.evaluation.labels"
+            what = f"the metric {quoted(name)} needs labels, and the recipe names none"
+            problems.add(node.key or node.place, what, fix)
 
 
 class _Checker:
@@ -86,7 +100,8 @@ class _Checker:
         cells = self._cells()
         names = [f"{variant}/{target}" for variant, target in cells]
         if pattern.count("/") != 1:
-            fix = did_you_mean(pattern, [BEST, *names]) or "a cell is named `variant/target`"
+            near = did_you_mean(pattern, [BEST, *names]) if pattern != BEST else None
+            fix = near or "a cell is named `variant/target`; `best` stands alone"
             self._problems.add(node.place, f"gate.ship: {quoted(pattern)} names no cell", fix)
         elif cells and not cells_matching(pattern, cells):
             what = f"gate.ship: {quoted(pattern)} matches no cell"

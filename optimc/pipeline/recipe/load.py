@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from optimc.core.errors import InputError, did_you_mean
-from optimc.pipeline.recipe.checks import check_meaning
+from optimc.pipeline.recipe.checks import check_labels, check_meaning
 from optimc.pipeline.recipe.environment import substitute
 from optimc.pipeline.recipe.locate import Location, Node, Place, Problems, RecipeStop, quoted
 from optimc.pipeline.recipe.overrides import apply_overrides
@@ -42,6 +42,8 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = (), untrusted: bool
     substitute(root, problems)
     fields = read_sections(root, path.absolute().parent, problems, untrusted=untrusted)
     check_meaning(root, problems)
+    problems.raise_if_any()
+    check_labels(fields, root, problems)
     problems.raise_if_any()
     recipe = Recipe(path=path, sha256=hashlib.sha256(content).hexdigest(), **fields)
     recipe.remember_places(_places(str(path), root))

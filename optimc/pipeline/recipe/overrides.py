@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 
 from optimc.pipeline.recipe.locate import Node, Place, Problems, RecipeStop, quoted
-from optimc.pipeline.recipe.sections import default_targets
+from optimc.pipeline.recipe.named import default_targets
 from optimc.pipeline.recipe.validation import known_names
 from optimc.pipeline.recipe.yaml_reader import parse
 

@@ -20,9 +20,12 @@ from pydantic import (
 )
 
 from optimc.calibration.sources import DataSource
+from optimc.calibration.transforms import NumericDtype
 from optimc.core.digest import digest_of
 from optimc.core.passes import Pass
 from optimc.core.targets import Target
+from optimc.measure.metric import SampleMetric
+from optimc.measure.user_metric import UserMetric
 from optimc.pipeline.units import DURATION_PATTERN, parse_duration
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -30,21 +33,7 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 BEST = "best"
 
-Dtype: TypeAlias = Literal[
-    "bool",
-    "int8",
-    "int16",
-    "int32",
-    "int64",
-    "uint8",
-    "uint16",
-    "uint32",
-    "uint64",
-    "bfloat16",
-    "float16",
-    "float32",
-    "float64",
-]
+Dtype: TypeAlias = Literal[NumericDtype, "bfloat16"]
 
 
 class Part(BaseModel):
@@ -151,7 +140,7 @@ class Benchmark(Part):
     typical size."""
     until: Literal["decided", "time"] = "decided"
     """`decided` stops when every limit of the gate is decided, `time` when the time is up."""
-    at_most: Seconds = 60.0
+    at_most: Seconds = Field(default=60.0, json_schema_extra={"default": "60 s"})
     """The most time for one cell, such as `60 s`. In seconds once it is read."""
 
 
@@ -228,11 +217,11 @@ class Sections(Part):
     """Where every random choice starts from."""
     data: Data | None = None
     """The data splits. Without them, inputs are drawn by the seed, and figures say so."""
-    benchmark: Benchmark = Benchmark()
+    benchmark: Benchmark = Field(default_factory=Benchmark)
     """How latency is measured."""
     gate: Gate | None = None
     """What has to hold for the build to pass. Without it the verdict is `none`."""
-    limits: WorkerLimits = WorkerLimits()
+    limits: WorkerLimits = Field(default_factory=WorkerLimits)
     """What each worker process may use."""
 
 
@@ -256,6 +245,9 @@ class Variant(Part):
     """Names of targets, None for every target."""
 
 
+RecipeMetric: TypeAlias = InstanceOf[SampleMetric] | InstanceOf[UserMetric]
+
+
 class Recipe(Sections):
     """A whole recipe. Paths are absolute; `path` is the file as it was named."""
 
@@ -263,8 +255,8 @@ class Recipe(Sections):
     """The recipe's file."""
     sha256: str
     """SHA-256 of the file's bytes."""
-    metrics: Mapping[str, InstanceOf[BaseModel]] = Field(default_factory=dict)
-    """By name; the first is the one that choices and limits use."""
+    metrics: Mapping[str, RecipeMetric] = Field(default_factory=dict)
+    """By name, with options; the first is the one that choices and limits use."""
     variants: Mapping[str, Variant]
     """By name: the passes of each variant."""
     targets: Mapping[str, InstanceOf[Target]]
@@ -310,6 +302,8 @@ class Recipe(Sections):
         main one). Paths count as they stand relative to the recipe's folder; the contents of the
         files do not count.
         """
+        from optimc.pipeline.recipe.meaning import meaning
+
         return digest_of(meaning(self))
 
 
@@ -326,27 +320,3 @@ def cells_matching(pattern: str, cells: tuple[tuple[str, str], ...]) -> list[tup
 def is_name(text: str) -> bool:
     """Whether a variant or target may have this name."""
     return re.fullmatch(NAME_PATTERN.rstrip("$"), text) is not None
-
-
-def meaning(recipe: Recipe) -> dict[str, Any]:
-    """Plain data that two recipes share exactly where they ask for the same."""
-    content = {
-        name: _plain(getattr(recipe, name), recipe.folder)
-        for name in Recipe.model_fields
-        if name not in ("path", "sha256", "metrics")
-    }
-    named = [[name, _plain(metric, recipe.folder)] for name, metric in recipe.metrics.items()]
-    return {**content, "metrics": named}
-
-
-def _plain(value: Any, folder: Path) -> Any:
-    if isinstance(value, BaseModel):
-        fields = {name: _plain(getattr(value, name), folder) for name in type(value).model_fields}
-        return {"": type(value).__qualname__, **fields}
-    if isinstance(value, Path):
-        return value.relative_to(folder).as_posix() if value.is_relative_to(folder) else str(value)
-    if isinstance(value, Mapping):
-        return {key: _plain(item, folder) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(item, folder) for item in value]
-    return value

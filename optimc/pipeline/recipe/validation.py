@@ -40,6 +40,8 @@ _BOUNDS = {
     "less_than_equal": ("le", "must be at most {}"),
     "multiple_of": ("multiple_of", "must be a multiple of {}"),
 }
+_FIX = "\n"
+"""Parts what is wrong from what to do."""
 
 _Error = Mapping[str, Any]
 
@@ -108,7 +110,7 @@ class _Translator:
             self._problems.add(node.key or node.place, what, fix)
         else:
             what, fix = _value_text(where, node.data(), errors)
-            self._problems.add(node.place, what, fix)
+            self._problems.add(_telling(node, errors).place, what, fix)
 
     def _unknown_key(self, node: Node, location: Location) -> None:
         key, parent = str(location[-1]), location[:-1]
@@ -127,6 +129,15 @@ class _Translator:
 
     def _at(self, location: Location) -> Any:
         return _shape_at(self._shape, location)
+
+
+def _telling(node: Node, errors: Sequence[_Error]) -> Node:
+    """The node to point at: where a key tells the kind of an entry, its first key."""
+    if errors[0]["type"] == "unknown_choice" and isinstance(node.value, dict):
+        first = next(iter(node.value.values()), None)
+        if first is not None and first.key is not None:
+            return Node(None, first.key)
+    return node
 
 
 def known_names(word: str, known: Sequence[str]) -> str | None:
@@ -177,8 +188,9 @@ def _value_text(where: Location, value: Any, errors: Sequence[_Error]) -> tuple[
     typed = [error for error in errors if error["type"] not in _WANTED]
     stated = [error for error in typed if error["type"] not in ("literal_error", "enum")]
     if stated:
-        texts = dict.fromkeys(_statement(error, value) for error in stated)
-        return f"{name}: " + "; ".join(texts), _step_hint(stated[0])
+        statements = dict.fromkeys(_statement(error, value) for error in stated)
+        what, _, remedy = "; ".join(statements).partition(_FIX)
+        return f"{name}: {what}", remedy or None
     wanted = [_WANTED[error["type"]] for error in errors if error["type"] in _WANTED]
     choices = [word for error in typed for word in _choices(error)]
     listed = [*dict.fromkeys(wanted), *(f"`{word}`" for word in dict.fromkeys(choices))]
@@ -210,23 +222,14 @@ def _statement(error: _Error, value: Any) -> str:
         return "must not be empty"
     if kind == "value_error":
         return str(context["error"])
-    return str(error["msg"]) if kind.startswith("unknown_") else _plain_message(error, value)
+    if kind == "unknown_choice":  # entries of `data` that are told by their key
+        return str(error["msg"]).replace("; ", _FIX, 1)
+    return _plain_message(error, value)
 
 
 def _plain_message(error: _Error, value: Any) -> str:
     message = str(error["msg"])
     return f"{message[:1].lower()}{message[1:]}, got {quoted(value)}"
-
-
-def _step_hint(error: _Error) -> str | None:
-    """For errors that list what is known in their message: the name that is near."""
-    if not error["type"].startswith("unknown_"):
-        return None
-    known = str(error["msg"]).rpartition(":")[2].replace(",", " ").split()
-    given = error["input"]
-    words = list(given) if isinstance(given, dict) else [given]
-    hints = (did_you_mean(word, known) for word in words if isinstance(word, str))
-    return next((hint for hint in hints if hint), None)
 
 
 def _shape_at(shape: Any, location: Location) -> Any:

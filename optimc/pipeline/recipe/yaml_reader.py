@@ -111,6 +111,7 @@ class _Reader:
         if event.anchor is not None:
             self._anchors[event.anchor] = None
         node = self._content(event, place, depth)
+        node.bad = node.bad or tag not in (None, "!")
         if event.anchor is not None:
             self._anchors[event.anchor] = node
         return node

@@ -1,0 +1,76 @@
+"""`optimc init` and `optimc inspect`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from optimc.core.files import atomic_write
+from optimc.core.targets import Engine
+
+
+def run_init(model: Path, out: Path, *, force: bool) -> int:
+    """Writes a recipe for `model` and says what to do next."""
+    from optimc.core.errors import InputError
+    from optimc.pipeline.initialize import initial_recipe
+
+    if out.exists() and not force:
+        raise InputError(
+            "there is such a file already", where=str(out), fix="choose -o NAME, or --force"
+        )
+    text = initial_recipe(model, to=out)
+    with atomic_write(out) as file:
+        file.write(text)
+    print(f"wrote {out}\nnext: look through it, then  optimc build {out}", file=sys.stderr)
+    return 0
+
+
+def run_inspect(path: Path, *, json_output: bool) -> int:
+    """Prints what a model is made of."""
+    from optimc.pipeline.inspection import inspect_onnx
+
+    folder = path if (path / Engine.MANIFEST).is_file() else None
+    manifest: dict[str, Any] | None = None
+    if folder is not None:
+        manifest = dict(Engine.read(folder).manifest)
+        path = folder / str(manifest["main"])
+    found = asdict(inspect_onnx(path)) if path.suffix != ".xml" else {}
+    if json_output:
+        print(json.dumps({"manifest": manifest, **found}, indent=2, default=str))
+        return 0
+    if manifest is not None:
+        _print_manifest(manifest)
+    if found:
+        _print_model(path, found)
+    return 0
+
+
+def _print_manifest(manifest: dict[str, Any]) -> None:
+    print(f"engine      {manifest['runtime']}, {manifest['main']}")
+    print(f"identity    {manifest['identity']['sha256']} ({manifest['identity']['of']})")
+    for name, file in manifest["files"].items():
+        print(f"  {name:<20} {file['bytes'] / 1e6:10.3f} MB")
+
+
+def _print_model(path: Path, found: dict[str, Any]) -> None:
+    opsets = ", ".join(f"{domain} {version}" for domain, version in found["opsets"].items())
+    print(f"model       {path}")
+    print(f"opsets      {opsets}; IR version {found['ir_version']}")
+    for side in ("inputs", "outputs"):
+        for spec in found["signature"][side]:
+            dims = "?" if spec["shape"] is None else ", ".join(map(str, spec["shape"]))
+            print(f"{side[:-1]:<12}{spec['name']}: {spec['dtype']}[{dims}]")
+    stats = found["stats"]
+    print(f"nodes       {stats['nodes']}")
+    print(f"parameters  {stats['parameters']:,} ({stats['bytes'] / 1e6:,.2f} MB)")
+    for dtype, size in found["weights"].items():
+        print(f"  {dtype:<10}{size / 1e6:10.3f} MB")
+    print(f"MACs        {found['macs']:,} ({2 * found['macs'] / 1e6:,.1f} MFLOPs), symbolic dims at 1")
+    if found["unknown_macs"]:
+        print(f"  not counted, shapes unknown: {', '.join(found['unknown_macs'][:5])}")
+    print("operators   " + ", ".join(f"{n} {name}" for name, n in found["operators"].items()))
+    quantized = ", ".join(f"{n} {name}" for name, n in found["quantization"].items())
+    print(f"quantized   {quantized or 'no'}")

@@ -1,0 +1,273 @@
+"""From what a build found out to the report's tree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from optimc.core.targets import Engine
+from optimc.measure.latency import Latency
+from optimc.measure.statistics import Interval, Percentile
+from optimc.pipeline.engines import Agreement, EngineProof
+from optimc.pipeline.gate import CaseFigures, Figures
+from optimc.pipeline.manager import PassOutcome
+from optimc.pipeline.plan import Cell
+from optimc.pipeline.timing import CellTiming
+from optimc.pipeline.verification import Verdict
+from optimc.report import schema
+from optimc.report.values import Skipped
+
+if TYPE_CHECKING:
+    from optimc.pipeline.evaluation import MetricResult
+
+
+@dataclass
+class CellResult:
+    """Everything known of one cell, as the build goes on."""
+
+    cell: Cell
+    status: schema.Status = "built"
+    reason: str | None = None
+    outcomes: tuple[PassOutcome, ...] = ()
+    engine: Engine | None = None
+    proof: EngineProof | None = None
+    metrics: Mapping[str, MetricResult] | str = "not measured"
+    cases: Mapping[str, CellTiming] | str = "not measured"
+    """By benchmark case."""
+    load_ms: float | str = "not measured"
+    peak_memory_mb: float | str = "not measured"
+    unverified: list[str] = field(default_factory=list)
+
+    def fail(self, reason: str) -> None:
+        """The first failure is the one that is told."""
+        if self.status == "built":
+            self.status, self.reason = "failed", reason
+
+    @property
+    def lossy(self) -> bool:
+        """Whether a pass that may change the numbers had a part in the model."""
+        return any(o.modified and o.finding.verdict is Verdict.LOSSY for o in self.outcomes)
+
+
+def skipped(reason: str) -> Skipped:
+    """A figure that is not there."""
+    return Skipped(skipped=reason)
+
+
+def measured(value: float | str | None, missing: str = "not measured") -> float | Skipped:
+    """A figure, or why there is none."""
+    if isinstance(value, str):
+        return skipped(value)
+    return skipped(missing) if value is None else float(value)
+
+
+def pass_report(outcome: PassOutcome) -> schema.PassReport:
+    """One line of the passes' table."""
+    finding = outcome.finding
+    nothing = "nothing changed" if finding.verdict is Verdict.UNCHANGED else "not compared"
+    noiseless = nothing if finding.max_abs_error is None else "no difference"
+    return schema.PassReport(
+        name=outcome.name,
+        options=dict(outcome.options),
+        modified=outcome.modified,
+        verdict=finding.verdict.value,
+        reason=finding.reason,
+        max_abs_error=measured(finding.max_abs_error, nothing),
+        sqnr_db=measured(finding.sqnr_db, noiseless),
+        nodes=outcome.nodes,
+        bytes=outcome.bytes,
+        seconds=round(outcome.seconds, 4),
+        cache="hit" if outcome.cached else "miss",
+        rewrites=outcome.rewrites,
+        refusals=tuple(
+            schema.Refusal(node=r["where"] or r["rule"], reason=f"{r['rule']}: {r['reason']}")
+            for r in outcome.refusals
+        ),
+    )
+
+
+def cell_report(result: CellResult) -> schema.Cell:
+    """One cell of the report."""
+    cases = result.cases
+    first = next(iter(cases.values()), None) if isinstance(cases, Mapping) else None
+    why = cases if isinstance(cases, str) else "no benchmark case"
+    return schema.Cell(
+        variant=result.cell.variant,
+        target=result.cell.target_name,
+        status=result.status,
+        reason=result.reason,
+        passes=tuple(pass_report(outcome) for outcome in result.outcomes),
+        engine=engine_report(result),
+        metrics=_metrics(result.metrics),
+        latency=_latencies(result) if isinstance(cases, Mapping) else skipped(why),
+        speedup=_speedup(first.speedup if first else why, "source on ONNX Runtime"),
+        speedup_same_runtime=_speedup(
+            first.speedup_same_runtime if first else why, f"source on {result.cell.target_name}"
+        ),
+        throughput_per_s=measured(first.throughput_per_s if first else why),
+        unverified=tuple(result.unverified),
+    )
+
+
+def engine_report(result: CellResult) -> schema.EngineReport | Skipped:
+    """The engine's files and proof."""
+    engine, proof = result.engine, result.proof
+    if engine is None or proof is None:
+        return skipped(result.reason or "not built")
+    identity = engine.manifest["identity"]
+    sqnr = proof.against_source.sqnr_db if proof.against_source else None
+    quantized = "no INT8 in this cell"
+    return schema.EngineReport(
+        path=f"artifacts/{result.cell.variant}/{result.cell.target_name}",
+        sha256=files_digest(engine),
+        bytes=engine.bytes,
+        identity=identity["sha256"],
+        identity_of="files" if identity["of"] == "files" else "onnx_graph",
+        precision=proof.precision if proof.precision else skipped("the runtime does not say"),
+        verdict=proof.finding.verdict.value,
+        sqnr_db=measured(sqnr, "no difference" if proof.against_source else "not compared"),
+        verification=schema.Verification(
+            against_onnx=_comparison(proof.against_onnx, proof),
+            against_source=_comparison(proof.against_source, proof),
+        ),
+        int8_share=measured(proof.int8_share, quantized),
+        float_islands=tuple(
+            schema.FloatIsland(node=node, reason=reason) for node, reason in proof.islands
+        ),
+        load_ms=measured(result.load_ms),
+        peak_memory_mb=measured(result.peak_memory_mb),
+    )
+
+
+def files_digest(engine: Engine) -> str:
+    """Names the engine's files as they are, deterministic or not."""
+    from optimc.core.digest import digest_of
+
+    return digest_of(engine.manifest["files"])
+
+
+def _comparison(agreement: Agreement | None, proof: EngineProof) -> schema.Comparison | Skipped:
+    if agreement is None:
+        return skipped(proof.finding.reason or "not compared")
+    return schema.Comparison(
+        max_rel_error=measured(agreement.max_rel_error, "infinite"),
+        sqnr_db=measured(agreement.sqnr_db, "no difference"),
+        samples=agreement.samples,
+    )
+
+
+def _metrics(metrics: Mapping[str, MetricResult] | str) -> dict[str, schema.Metric] | Skipped:
+    if isinstance(metrics, str):
+        return skipped(metrics)
+    return {
+        name: schema.Metric(
+            value=result.value,
+            source=result.source,
+            drop=measured(result.drop if isinstance(result.drop, str) else result.drop.point),
+            ci95=skipped(result.drop) if isinstance(result.drop, str) else result.drop.ci95,
+            samples=result.samples,
+            better=result.better,
+        )
+        for name, result in metrics.items()
+    }
+
+
+def latency_report(case: Mapping[str, int], latency: Latency, threads: int) -> schema.Latency:
+    """Percentiles of one engine on one case."""
+
+    def figure(value: Percentile | str) -> float | Skipped:
+        return skipped(value) if isinstance(value, str) else value.ms
+
+    return schema.Latency(
+        case=dict(case),
+        p50_ms=figure(latency.p50),
+        p90_ms=figure(latency.p90),
+        p99_ms=figure(latency.p99),
+        runs=latency.runs,
+        threads=threads,
+    )
+
+
+def _latencies(result: CellResult) -> tuple[schema.Latency, ...]:
+    assert isinstance(result.cases, Mapping)
+    threads = threads_of(result.cell)
+    return tuple(
+        latency_report(parse_case(case), timing.latency, threads)
+        for case, timing in result.cases.items()
+    )
+
+
+def parse_case(name: str) -> dict[str, int]:
+    """The sizes behind a case's name (``batch=1,length=128``)."""
+    pairs = (item.partition("=") for item in name.split(",") if item)
+    return {dim: int(size) for dim, _, size in pairs}
+
+
+def threads_of(cell: Cell) -> int:
+    """The threads that the cell's engine runs with."""
+    import os
+
+    return int(getattr(cell.target, "threads", None) or os.cpu_count() or 1)
+
+
+def _speedup(value: Interval | str, against: str) -> schema.Speedup | Skipped:
+    if isinstance(value, str):
+        return skipped(value)
+    return schema.Speedup(
+        value=value.point, ci95=value.ci95, confidence=0.95, sessions=value.n, against=against
+    )
+
+
+def noise_floor(value: Interval | str) -> schema.Ratio | Skipped:
+    """The source against itself."""
+    if isinstance(value, str):
+        return skipped(value)
+    return schema.Ratio(value=value.point, ci95=value.ci95, confidence=0.95, sessions=value.n)
+
+
+def figures_of(result: CellResult) -> Figures:
+    """What the gate asks of a cell."""
+    metrics = result.metrics if isinstance(result.metrics, Mapping) else {}
+    cases = result.cases if isinstance(result.cases, Mapping) else {}
+    return Figures(
+        variant=result.cell.variant,
+        target=result.cell.target_name,
+        built=result.status == "built",
+        drops={name: metric.drop for name, metric in metrics.items()},
+        metrics={name: metric.value for name, metric in metrics.items()},
+        lower_is_better={name: metric.better == "lower" for name, metric in metrics.items()},
+        cases={
+            name: CaseFigures(
+                speedup=timing.speedup,
+                latency={
+                    "p50": timing.latency.p50,
+                    "p90": timing.latency.p90,
+                    "p99": timing.latency.p99,
+                },
+                throughput_per_s=timing.throughput_per_s,
+            )
+            for name, timing in cases.items()
+        },
+        size_mb=result.engine.bytes / 1e6 if result.engine else "not built",
+        not_measured=result.metrics if isinstance(result.metrics, str) else "no such metric",
+        not_timed=result.cases if isinstance(result.cases, str) else "no such case",
+    )
+
+
+def now() -> str:
+    """UTC, ISO 8601, for the report."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def unique(lines: Sequence[str]) -> tuple[str, ...]:
+    """Lines once each, in order."""
+    return tuple(dict.fromkeys(lines))
+
+
+def environment(tools: Mapping[str, str]) -> dict[str, Any]:
+    """Versions of Python and the tools that had a part."""
+    import platform
+
+    return {"python": platform.python_version(), **tools}

@@ -1,0 +1,296 @@
+"""`optimc build`: from a recipe to artifacts, a report and an exit code."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from optimc.core.digest import digest_of
+from optimc.core.errors import CellError, OptimcError
+from optimc.core.files import atomic_folder
+from optimc.core.model import OnnxModel
+from optimc.core.passes import Input
+from optimc.core.worker import Limits
+from optimc.pipeline.assemble import CellResult
+from optimc.pipeline.cache import Cache
+from optimc.pipeline.data import check_overlap, open_data
+from optimc.pipeline.engines import EngineBuilder
+from optimc.pipeline.ingest import read_source
+from optimc.pipeline.manager import PassInputs, PassManager, PassOutcome
+from optimc.pipeline.observer import BuildObserver, Dumper
+from optimc.pipeline.oracle import Oracle
+from optimc.pipeline.plan import Step, make_plan
+from optimc.pipeline.probes import Effort, ProbeSource, probes_digest
+from optimc.pipeline.verification import PassVerifier, Segment, Verdict
+
+if TYPE_CHECKING:
+    from optimc.core.passes import Calibration
+    from optimc.pipeline.recipe.schema import Recipe
+    from optimc.report.schema import Report
+
+_CALIBRATION_PROBES = 32
+DEFAULT_MEMORY_SHARE = 0.8
+"""Share of the machine's memory that a worker may use where the recipe sets no limit."""
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What the command line says of one build."""
+
+    out: Path
+    command: str
+    variant: str | None = None
+    target: str | None = None
+    overridden: bool = False
+    """Whether `--set` changed the recipe: then the lock, which names the recipe, is not written."""
+    locked: bool = False
+    use_cache: bool = True
+    measure: bool = True
+    fail_on_rollback: bool = False
+    verify: Effort = "fast"
+    limits: Mapping[str, int] = field(default_factory=dict)
+    dump: Path | None = None
+
+    @property
+    def partial(self) -> bool:
+        """Whether this is not the whole recipe as it stands, so that the lock is left alone."""
+        return bool(self.variant or self.target or self.overridden or self.limits)
+
+
+class Build:
+    """One build: its stages in their order, see `run`. Counts what it executed."""
+
+    def __init__(self, recipe: Recipe, options: BuildOptions, observer: BuildObserver) -> None:
+        self.recipe = recipe
+        self.options = options
+        self.observer = observer
+        self.limits = worker_limits(recipe)
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+        self.files: tuple[Path, ...] = ()
+        """The report's files, once they are written."""
+
+    def run(self) -> Report:
+        """Builds, measures, judges and writes everything. Raises OptimcError for what is wrong."""
+        cache = Cache(enabled=self.options.use_cache)
+        try:
+            with tempfile.TemporaryDirectory(prefix=".optimc-tmp-", dir=cache.folder) as folder:
+                return self._run(cache, Path(folder))
+        finally:
+            cache.prune()
+            cache.close()
+
+    def _run(self, cache: Cache, workspace: Path) -> Report:
+        from optimc.pipeline.finish import finish
+
+        self.plan = make_plan(self.recipe, variant=self.options.variant, target=self.options.target)
+        check_output_folder(self.options.out)
+        self.observer.on_stage(f"reading {self.recipe.model.onnx.name}")
+        self.source = read_source(self.recipe, cache, self.limits, workspace)
+        self.data = open_data(self.recipe, self.source.model.signature)
+        check_overlap(self.recipe, self.data, cache)
+        self._note_what_is_special()
+        self.cache, self.workspace = cache, workspace
+        self._build_cells()
+        return finish(self)
+
+    def _note_what_is_special(self) -> None:
+        self.notes += self.source.notes
+        if self.data.random:
+            self.warnings.append(
+                "no calibration data is named: ranges and checks are of seeded random data"
+            )
+        if self.data.evaluation is None:
+            self.warnings.append("no evaluation data is named: no metric was measured")
+        if self.options.verify == "off":
+            self.warnings.append("verification is off: nothing was compared")
+        for name, count in self.options.limits.items():
+            self.warnings.append(f"pass {name} was stopped after {count} rewrites (--limit)")
+
+    def _build_cells(self) -> None:
+        """Passes, engines and their proofs, for every cell of the plan."""
+        self.results = {cell.name: CellResult(cell) for cell in self.plan.cells}
+        for name, error in self.plan.unavailable.items():
+            result = self.results[name]
+            optional = result.cell.target.optional
+            result.status = "skipped" if optional else "failed"
+            result.reason = _reason(error)
+        probes = self._probes()
+        skip = "verification is off" if self.options.verify == "off" else None
+        with (
+            Oracle(probes.for_passes(self.options.verify), self.limits) as pass_oracle,
+            Oracle(probes.for_engines(self.options.verify), self.limits) as engine_oracle,
+        ):
+            self.observer.on_stage("running passes")
+            models = self._run_passes(PassVerifier(pass_oracle, skip_reason=skip), pass_oracle)
+            self.observer.on_stage("building and verifying engines")
+            self.engines = EngineBuilder(
+                self.cache, self.limits, self.workspace, self.recipe.seed
+            )
+            for name, model in models.items():
+                self._build_engine(self.results[name], model, engine_oracle, skip)
+
+    def _probes(self) -> ProbeSource:
+        return ProbeSource(
+            signature=self.source.model.signature,
+            dims=self.data.dims,
+            inputs=self.recipe.inputs,
+            seed=self.recipe.seed,
+            samples=self.data.samples(_CALIBRATION_PROBES),
+        )
+
+    def _run_passes(self, verifier: PassVerifier, oracle: Oracle) -> dict[str, OnnxModel]:
+        """Every step of the plan once, depth first; the final model of each cell that lives."""
+        self.manager = PassManager(
+            cache=self.cache,
+            verifier=verifier,
+            verifier_digest=digest_of(
+                probes_digest(oracle.probes), self.options.verify, self._judges_lossy_passes()
+            ),
+            seed=self.recipe.seed,
+            workspace=self.workspace,
+            limits=self.options.limits,
+            observers=self._observers(),
+            judge_lossy=self._judges_lossy_passes(),
+        )
+        models: dict[str, OnnxModel] = {}
+        start = Segment(self.source.model.digest, self.source.path)
+        self._walk(self.plan.root, self.source.model, start, (), models)
+        return models
+
+    def _observers(self) -> Sequence[BuildObserver]:
+        dumps = [Dumper(self.options.dump)] if self.options.dump else []
+        return (self.observer, *dumps)
+
+    def _judges_lossy_passes(self) -> bool:
+        """Whether the default SQNR bound holds: only where no metric can judge instead."""
+        return self.data.evaluation is None or not self.options.measure
+
+    def _walk(
+        self,
+        step: Step,
+        model: OnnxModel,
+        segment: Segment,
+        outcomes: tuple[PassOutcome, ...],
+        models: dict[str, OnnxModel],
+    ) -> None:
+        for cell in step.cells:
+            self.results[cell.name].outcomes = outcomes
+            models[cell.name] = model
+        for child in step.children:
+            assert child.entry is not None
+            required = child.entry.required or self.options.fail_on_rollback
+            inputs = PassInputs(child.spec, self._calibration(child))
+            try:
+                outcome = self.manager.run(
+                    child.entry.pass_, model, segment, inputs, required=required
+                )
+            except CellError as error:
+                self._fail_below(child, outcomes, _reason(error))
+                continue
+            if outcome.failure is not None:
+                self._fail_below(child, (*outcomes, outcome), outcome.failure)
+                continue
+            self._walk(child, outcome.model, outcome.segment, (*outcomes, outcome), models)
+
+    def _fail_below(self, step: Step, outcomes: tuple[PassOutcome, ...], reason: str) -> None:
+        for cell in step.all_cells():
+            self.results[cell.name].outcomes = outcomes
+            self.results[cell.name].fail(reason)
+            self.observer.on_detail(f"{cell.name} failed: {reason}")
+
+    def _calibration(self, step: Step) -> Calibration | None:
+        assert step.entry is not None
+        if Input.CALIBRATION not in step.entry.pass_.reads:
+            return None
+        return self.calibration()
+
+    def calibration(self) -> Calibration:
+        """The statistics of the source's values, observed once a build at most."""
+        if not hasattr(self, "_observed"):
+            from optimc.calibration.observe import ActivationCalibration
+
+            self._observed = ActivationCalibration(
+                self.source.model,
+                self.data.calibration,
+                seed=self.recipe.seed,
+                store=self.cache,
+                limits=self.limits,
+                progress=self.observer.on_share,
+            )
+        return self._observed
+
+    def _build_engine(
+        self, result: CellResult, model: OnnxModel, oracle: Oracle, skip: str | None
+    ) -> None:
+        cell = result.cell
+        try:
+            engine = self.engines.build(cell.name, cell.target, model)
+            proof = self.engines.prove(
+                cell.name,
+                engine,
+                lossy=result.lossy,
+                model=model,
+                model_path=self.path_of(model),
+                source=self.source.model,
+                source_path=self.source.path,
+                oracle=oracle,
+                skip_reason=skip,
+            )
+        except CellError as error:
+            result.fail(_reason(error))
+            self.observer.on_detail(f"{cell.name} failed: {_reason(error)}")
+            return
+        result.engine, result.proof = engine, proof
+        result.unverified += _unverified(result)
+        if proof.finding.broke:
+            result.fail(f"the engine did not prove itself: {proof.finding.reason}")
+        state = "failed" if result.status == "failed" else proof.finding.verdict.replace("_", " ")
+        self.observer.on_detail(f"{cell.name:<16} {state}, {engine.bytes / 1e6:.2f} MB")
+
+    def path_of(self, model: OnnxModel) -> Path:
+        """The model's file in the cache; models that passes left unchanged are the source."""
+        return model.path or self.source.path
+
+    def cells_alive(self) -> list[CellResult]:
+        """The cells that are built so far."""
+        return [result for result in self.results.values() if result.status == "built"]
+
+
+def worker_limits(recipe: Recipe) -> Limits:
+    """The recipe's limits; without one for memory, most of what the machine has."""
+    memory = recipe.limits.memory_mb
+    if memory is None:
+        import psutil
+
+        memory = DEFAULT_MEMORY_SHARE * psutil.virtual_memory().total / 1e6
+    return Limits(memory, recipe.limits.seconds)
+
+
+def check_output_folder(folder: Path) -> None:
+    """Raises InputError before any work where nothing could be written at its end."""
+    with atomic_folder(folder / ".optimc-writable"):
+        pass
+    shutil.rmtree(folder / ".optimc-writable", ignore_errors=True)
+
+
+def _reason(error: OptimcError) -> str:
+    fix = f" (fix: {error.fix})" if error.fix else ""
+    where = f"{error.where}: " if error.where else ""
+    return f"{where}{error.what}{fix}"
+
+
+def _unverified(result: CellResult) -> list[str]:
+    found = [
+        f"pass {o.name}: {o.finding.reason}"
+        for o in result.outcomes
+        if o.finding.verdict is Verdict.UNVERIFIED
+    ]
+    proof = result.proof
+    if proof is not None and proof.finding.verdict is Verdict.UNVERIFIED:
+        found.append(f"engine: {proof.finding.reason}")
+    return found

@@ -1,0 +1,197 @@
+"""Metrics of engines on the evaluation data, remembered by engine, data and metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimc.core.cpu import cpu_features
+from optimc.core.digest import digest_of
+from optimc.core.targets import Engine
+from optimc.core.worker import Limits
+from optimc.measure.metric import Direction, Metric, SampleMetric
+from optimc.measure.metrics import compare
+from optimc.measure.statistics import Interval
+from optimc.pipeline.cache import Cache
+from optimc.pipeline.versions import compiler_digest, tool_versions
+from optimc.targets.client import EngineWorker
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from optimc.calibration.dataset import Dataset
+    from optimc.core.model import Signature
+    from optimc.measure.metric import Records
+    from optimc.pipeline.recipe.schema import DimRange
+
+    Arrays = Mapping[str, NDArray[Any]]
+
+_BATCH = 32
+"""Samples in one run where the model's batch is free: enough to keep a call's overhead small."""
+
+
+@dataclass(frozen=True)
+class MetricResult:
+    """One metric of a cell against the source's; a string is why there is no interval."""
+
+    value: float
+    source: float
+    drop: Interval | str
+    samples: int
+    better: Direction
+
+
+@dataclass
+class Evaluator:
+    """Runs engines over the evaluation data, each batch once for all metrics."""
+
+    metrics: Mapping[str, Metric]
+    dataset: Dataset
+    dims: Mapping[str, DimRange]
+    signature: Signature
+    cache: Cache
+    limits: Limits
+    seed: int
+    progress: Callable[[float, str], None]
+    _source: Engine | None = None
+    _records: dict[str, Records] = field(default_factory=dict)
+
+    def evaluate_source(self, engine: Engine) -> None:
+        """Evaluates the source; has to come before `evaluate`."""
+        self._source = engine
+        self._records = self._run("the source", engine)
+
+    def source_values(self) -> dict[str, float]:
+        """The source's value of every metric."""
+        return {name: self.metrics[name].value(r) for name, r in self._records.items()}
+
+    def evaluate(self, name: str, engine: Engine) -> dict[str, MetricResult]:
+        """Every metric of `engine`, with its drop from the source.
+
+        Raises InputError where data or labels do not fit a metric, WorkerError as engines die.
+        """
+        records = self._run(name, engine)
+        results = {}
+        for key, metric in self.metrics.items():
+            drop = compare(metric, self._records[key], records[key], seed=self.seed)
+            results[key] = MetricResult(
+                value=metric.value(records[key]),
+                source=metric.value(self._records[key]),
+                drop=drop,
+                samples=len(self.dataset),
+                better=metric.better,
+            )
+        return results
+
+    def _run(self, name: str, engine: Engine) -> dict[str, Records]:
+        """The records of every metric, from the cache where all are there."""
+        keys = {key: self._key(metric, engine) for key, metric in self.metrics.items()}
+        found = {key: self._remembered(known) for key, known in keys.items()}
+        missing = [key for key, records in found.items() if records is None]
+        fresh = self._measure(name, engine, missing) if missing else {}
+        for key, records in fresh.items():
+            known = keys[key]
+            if known is not None:
+                self._remember(known, records)
+        return {key: fresh.get(key) or found[key] or {} for key in self.metrics}
+
+    def _key(self, metric: Metric, engine: Engine) -> str | None:
+        """The cache key; None for the user's own code, which can change unseen."""
+        if not isinstance(metric, SampleMetric):
+            return None
+        source = self._source.manifest["files"] if self._source and metric.needs_source else None
+        return digest_of(
+            ["evaluation", engine.manifest["files"], engine.manifest["session"], source],
+            [self.dataset.digest, metric.name, metric.model_dump(mode="json"), self._batch()],
+            [compiler_digest(), sorted(cpu_features()), tool_versions(["onnxruntime", "openvino"])],
+        )
+
+    def _remembered(self, key: str | None) -> Records | None:
+        import numpy as np
+
+        folder = self.cache.get("evaluation", key) if key else None
+        if folder is None:
+            return None
+        with np.load(folder / "records.npz", allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+
+    def _remember(self, key: str, records: Records) -> None:
+        import numpy as np
+
+        def write(folder: Path) -> None:
+            np.savez(folder / "records.npz", allow_pickle=False, **dict(records))
+
+        self.cache.put("evaluation", key, write)
+
+    def _measure(self, name: str, engine: Engine, wanted: list[str]) -> dict[str, Records]:
+        recorders = {key: self.metrics[key].recorder() for key in wanted}
+        against_source = any(self.metrics[key].needs_source for key in wanted)
+        with ExitStack() as stack:
+            worker = stack.enter_context(
+                EngineWorker(engine, name=f"the engine {name}", limits=self.limits)
+            )
+            worker.reopen()
+            other: EngineWorker | None = None
+            if against_source and self._source is not None:
+                other = stack.enter_context(
+                    EngineWorker(self._source, name="the source's engine", limits=self.limits)
+                )
+                other.reopen()
+            done = 0
+            for count, feeds, labels in self._batches():
+                outputs = _first(worker.run(feeds), count)
+                source = _first(other.run(feeds), count) if other else None
+                for recorder in recorders.values():
+                    recorder.update(outputs, labels, source)
+                done += count
+                self.progress(done / len(self.dataset), f"{name}: {done} of {len(self.dataset)}")
+        return {key: recorder.records() for key, recorder in recorders.items()}
+
+    def _batch(self) -> int:
+        """Samples in one run: what the model fixes, or what its batch dim allows, up to `_BATCH`."""
+        from optimc.calibration.checks import fixed_batch
+
+        fixed = fixed_batch(self.signature)
+        if fixed is not None:
+            return fixed
+        symbol = next(spec.shape[0] for spec in self.signature.inputs if spec.shape)
+        dim = self.dims[str(symbol)]
+        size = min(dim.max, max(_BATCH, dim.min))
+        return max(size - size % dim.multiple_of, dim.min)
+
+    def _batches(self) -> Iterator[tuple[int, Arrays, NDArray[Any] | None]]:
+        """Real samples in a batch, its feeds (filled up where the model takes no less), labels."""
+        size = self._batch()
+        for batch in self.dataset.batches(size):
+            count = len(next(iter(batch.feeds.values())))
+            feeds = batch.feeds if self._takes(count) else _filled(batch.feeds, size)
+            yield count, feeds, batch.labels
+
+    def _takes(self, count: int) -> bool:
+        from optimc.calibration.checks import fixed_batch
+
+        if count == self._batch():
+            return True
+        if fixed_batch(self.signature) is not None:
+            return False
+        symbol = next(spec.shape[0] for spec in self.signature.inputs if spec.shape)
+        dim = self.dims[str(symbol)]
+        return count >= dim.min and count % dim.multiple_of == 0
+
+
+def _filled(feeds: Arrays, size: int) -> Arrays:
+    """The feeds with the last sample repeated up to `size` samples."""
+    import numpy as np
+
+    return {
+        name: np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)])
+        for name, array in feeds.items()
+    }
+
+
+def _first(outputs: Arrays, count: int) -> Arrays:
+    """The outputs of the first `count` samples, where an output has a row for each."""
+    return {name: array[:count] if array.ndim else array for name, array in outputs.items()}

@@ -1,0 +1,327 @@
+"""The second half of a build: measure what was built, judge it, and write everything down."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from optimc import __version__
+from optimc.core.errors import InputError, OptimcError
+from optimc.core.files import atomic_folder
+from optimc.core.targets import Engine, Target
+from optimc.pipeline import assemble
+from optimc.pipeline.assemble import CellResult, figures_of, skipped
+from optimc.pipeline.evaluation import Evaluator
+from optimc.pipeline.gate import GateResult, judge
+from optimc.pipeline.lock import lock_path, read_lock, refuse_differences, write_lock
+from optimc.pipeline.probes import seeded_array
+from optimc.pipeline.timing import SOURCE, BuildTimings, CellTiming, Subject, Timer
+from optimc.pipeline.versions import tool_versions
+from optimc.report import schema
+from optimc.report.write import write_report
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from optimc.pipeline.build import Build
+    from optimc.pipeline.evaluation import MetricResult
+
+NOT_ASKED = "measuring is off (--no-measure)"
+RELATIVE_DROP = 0.01
+"""The default bound of lossy passes where a metric judges them and the recipe sets no limit."""
+_TOOLS = ("onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
+
+
+def source_engine(build: Build, target: Target) -> Engine:
+    """The source, untouched, built for `target`."""
+    return build.engines.build(f"the source for {target.runtime}", target, build.source.model)
+
+
+def reference_target(target: Target) -> Target:
+    """ONNX Runtime with the threads of `target`: what every speed-up is held against."""
+    from optimc.targets.onnxruntime import OnnxRuntime
+
+    return OnnxRuntime(runtime="onnxruntime", threads=getattr(target, "threads", 1))
+
+
+def evaluate(build: Build) -> dict[str, MetricResult | str]:
+    """The metrics of every living cell against the source; returns the source's own values."""
+    dataset = build.data.evaluation
+    if not build.options.measure or dataset is None or not build.recipe.metrics:
+        reason = NOT_ASKED
+        if build.options.measure:
+            reason = "no evaluation data" if dataset is None else "the recipe names no metrics"
+        for result in build.results.values():
+            result.metrics = reason
+        return {}
+    evaluator = Evaluator(
+        metrics=build.recipe.metrics,
+        dataset=dataset,
+        dims=build.data.dims,
+        signature=build.source.model.signature,
+        cache=build.cache,
+        limits=build.limits,
+        seed=build.recipe.seed,
+        progress=build.observer.on_share,
+    )
+    engine = source_engine(build, reference_target(_any_target(build)))
+    evaluator.evaluate_source(engine)
+    for result in build.cells_alive():
+        assert result.engine is not None
+        try:
+            result.metrics = evaluator.evaluate(result.cell.name, result.engine)
+        except OptimcError as error:
+            if isinstance(error, InputError):
+                raise
+            result.metrics = str(error.what)
+            result.fail(f"evaluation: {error.what}")
+            continue
+        _default_bound(build, result)
+    return evaluator.source_values()
+
+
+def _any_target(build: Build) -> Target:
+    return next(iter(build.plan.cells)).target
+
+
+def _default_bound(build: Build, result: CellResult) -> None:
+    """A lossy cell whose metric no limit judges may lose 1 % of it, relative, at most."""
+    if not result.lossy or isinstance(result.metrics, str):
+        return
+    limited = set(build.recipe.gate.drop) if build.recipe.gate else set()
+    for name, metric in result.metrics.items():
+        if limited or isinstance(metric.drop, str) or isinstance(metric.source, schema.Skipped):
+            return
+        allowed = RELATIVE_DROP * abs(metric.source)
+        if metric.drop.point > allowed:
+            result.fail(
+                f"{name} drops by {metric.drop.point:.4g}, the default bound is 1 % of "
+                f"{metric.source:.4g} (fix: limit it yourself: gate: {{drop: {{{name}: ...}}}})"
+            )
+        return  # the first metric is the one that choices and limits use
+
+
+def time_cells(build: Build) -> BuildTimings:
+    """Latency of every living cell, in turns with the source."""
+    alive = {result.cell.name: result for result in build.cells_alive()}
+    if not build.options.measure or not alive:
+        return BuildTimings(noise_floor=NOT_ASKED if not build.options.measure else "nothing was built")
+    references: dict[str, Engine] = {SOURCE: source_engine(build, reference_target(_first(alive)))}
+    cells = {name: _subject(build, result, references) for name, result in alive.items()}
+    timer = Timer(
+        limits=build.limits,
+        seconds=build.recipe.benchmark.at_most * len(cells),
+        seed=build.recipe.seed,
+        lock=build.cache.folder / "measuring.lock",
+        progress=build.observer.on_share,
+    )
+    decided = None
+    if build.recipe.benchmark.until == "decided" and build.recipe.gate is not None:
+        decided = _question(build, alive)
+    timings = timer.run(cells, references, _cases(build), decided)
+    for name, result in alive.items():
+        if name in timings.failures:
+            result.fail(timings.failures[name])
+            continue
+        result.cases = {case: cells[name] for case, cells in timings.cases.items()}
+        result.load_ms = timings.load_ms[name]
+        result.peak_memory_mb = timings.peak_memory_mb[name]
+    return timings
+
+
+def _first(alive: Mapping[str, CellResult]) -> Target:
+    return next(iter(alive.values())).cell.target
+
+
+def _subject(build: Build, result: CellResult, references: dict[str, Engine]) -> Subject:
+    """The cell's engine with the references it is held against, which are added where new."""
+    target = result.cell.target
+    assert result.engine is not None
+    reference = source_engine(build, reference_target(target))
+    against = _reference(references, reference, f"{SOURCE}, {getattr(target, 'threads', 1)} threads")
+    try:
+        own = source_engine(build, target)
+        same = _reference(references, own, f"source on {result.cell.target_name}")
+    except OptimcError:
+        same = ""  # this runtime does not take the source as it came in
+    return Subject(result.engine, against, same)
+
+
+def _reference(references: dict[str, Engine], engine: Engine, name: str) -> str:
+    """The name of a reference with this engine; a new one is added under `name`."""
+    for known, other in references.items():
+        same = ("runtime", "model_sha256", "session")
+        if all(other.manifest[key] == engine.manifest[key] for key in same):
+            return known
+    references[name] = engine
+    return name
+
+
+def _question(build: Build, alive: Mapping[str, CellResult]) -> Any:
+    """Whether the gate's verdict would be the same however long the sampling went on."""
+
+    def decided(cells: Mapping[str, CellTiming]) -> bool:
+        figures = []
+        for name, timing in cells.items():
+            trial = CellResult(alive[name].cell, engine=alive[name].engine)
+            trial.metrics = alive[name].metrics
+            trial.cases = {"": timing}
+            figures.append(figures_of(trial))
+        checks = judge(build.recipe.gate, figures).gate.checks
+        timed = [c for c in checks if c.name.startswith(("speedup", "latency"))]
+        return all(check.verdict != "undecided" for check in timed)
+
+    return decided
+
+
+def _cases(build: Build) -> list[tuple[Mapping[str, int], Mapping[str, NDArray[Any]]]]:
+    typical = {name: dim.typical for name, dim in build.data.dims.items()}
+    rng = np.random.default_rng(build.recipe.seed)
+    found = []
+    for case in build.recipe.benchmark.cases or ({},):
+        sizes = {**typical, **case}
+        feeds = {
+            spec.name: seeded_array(spec, build.recipe.inputs.get(spec.name), sizes, rng)
+            for spec in build.source.model.signature.inputs
+        }
+        found.append((sizes, feeds))
+    return found
+
+
+def finish(build: Build) -> schema.Report:
+    """Measures, judges, writes artifacts, report and lock; returns the report."""
+    build.observer.on_stage("measuring accuracy")
+    source_metrics = evaluate(build)
+    build.observer.on_stage("measuring latency")
+    timings = time_cells(build)
+    gate = judge(build.recipe.gate, [figures_of(result) for result in build.results.values()])
+    build.observer.on_stage("writing")
+    lock_state = _lock(build, gate)
+    report = _report(build, gate, timings, source_metrics, lock_state)
+    write_artifacts(build)
+    build.files = write_report(report, build.options.out)
+    return report
+
+
+def write_artifacts(build: Build) -> None:
+    """Copies every built engine to ``artifacts/<variant>/<target>``; replaces what was there."""
+    with atomic_folder(build.options.out / "artifacts") as folder:
+        for result in build.cells_alive():
+            assert result.engine is not None
+            place = folder / result.cell.variant / result.cell.target_name
+            shutil.copytree(
+                result.engine.folder, place, ignore=shutil.ignore_patterns("entry.json")
+            )
+
+
+def _lock(build: Build, gate: GateResult) -> str | schema.Skipped:
+    """Checks or writes the lock; returns its path, or why there is none."""
+    path = lock_path(build.recipe.path)
+    content = lock_content(build, gate)
+    if build.options.locked:
+        refuse_differences(read_lock(path), content, path, ("recipe", "inputs", "data", "tools", "cells"))
+        return str(path)
+    if build.options.partial:
+        return skipped("not the whole recipe was built (--variant, --target, --set or --limit)")
+    try:
+        write_lock(path, content)
+    except InputError as error:
+        build.warnings.append(f"the lock was not written: {error}")
+        return skipped(error.what)
+    return str(path)
+
+
+def lock_content(build: Build, gate: GateResult) -> dict[str, Any]:
+    """Digests of inputs, data, options, tools, choices and artifacts, by name."""
+    cells = {}
+    for result in build.results.values():
+        if result.engine is None:
+            continue
+        cells[result.cell.name] = {
+            "passes": [
+                {"pass": outcome.name, "model": outcome.model.digest} for outcome in result.outcomes
+            ],
+            "engine": result.engine.digest,
+            "engine_of": result.engine.manifest["identity"]["of"],
+        }
+    return {
+        "optimc": __version__,
+        "recipe": build.recipe.digest,
+        "inputs": dict(build.source.files),
+        "data": build.data.digests(),
+        "tools": used_tools(build),
+        "cells": cells,
+        "choices": {"best": gate.best.name if gate.best else None},
+    }
+
+
+def used_tools(build: Build) -> dict[str, str]:
+    """Versions of everything that had a part in the artifacts."""
+    tools = set(_TOOLS)
+    for cell in build.plan.cells:
+        if cell.name not in build.plan.unavailable:
+            tools.update(type(cell.target).tools)
+    for variant in build.recipe.variants.values():
+        for entry in variant.passes:
+            tools.update(entry.pass_.tools)
+    return tool_versions(tools)
+
+
+def _report(
+    build: Build,
+    gate: GateResult,
+    timings: BuildTimings,
+    source_metrics: Mapping[str, Any],
+    lock: str | schema.Skipped,
+) -> schema.Report:
+    source = build.source
+    latency: Any = skipped(str(timings.noise_floor))
+    if timings.source:
+        latency = tuple(
+            assemble.latency_report(
+                assemble.parse_case(case), figures, assemble.threads_of(build.plan.cells[0])
+            )
+            for case, figures in timings.source.items()
+        )
+    best = gate.best
+    return schema.Report(
+        optimc=__version__,
+        created=assemble.now(),
+        command=build.options.command,
+        recipe=schema.RecipeReport(path=str(build.recipe.path), sha256=build.recipe.sha256),
+        lock=lock,
+        machine=_machine(),
+        environment=assemble.environment(used_tools(build)),
+        source=schema.Source(
+            path=str(build.recipe.model.onnx),
+            sha256=source.sha256,
+            bytes=source.bytes,
+            parameters=source.model.stats.parameters,
+            metrics=dict(source_metrics),
+            latency=latency,
+        ),
+        results=tuple(assemble.cell_report(result) for result in build.results.values()),
+        noise_floor=assemble.noise_floor(timings.noise_floor),
+        best=schema.CellName(variant=best.variant, target=best.target) if best else None,
+        gate=gate.gate,
+        warnings=assemble.unique(build.warnings),
+        notes=assemble.unique(build.notes),
+    )
+
+
+def _machine() -> schema.Machine:
+    from optimc.measure.machine import describe_machine
+
+    found = describe_machine()
+    return schema.Machine(
+        cpu=found.cpu,
+        architecture=found.architecture,
+        cores=found.cores,
+        features=found.features,
+        memory_mb=found.memory_mb,
+        os=found.os,
+    )

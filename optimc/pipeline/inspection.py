@@ -1,0 +1,125 @@
+"""What can be said of an ONNX model without running it: for `optimc inspect`."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optimc.core.model import ModelStats, Signature
+
+_QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """`macs` counts multiply-accumulates of Conv, ConvTranspose, MatMul and Gemm with every
+    symbolic dim at 1; `unknown_macs` names the nodes whose shapes are not known."""
+
+    signature: Signature
+    opsets: dict[str, int]
+    ir_version: int
+    operators: dict[str, int]
+    stats: ModelStats
+    macs: int
+    unknown_macs: tuple[str, ...]
+    weights: dict[str, int]
+    """Bytes of initializers by dtype."""
+    quantization: dict[str, int]
+    """Counts of what belongs to quantization: Q/DQ nodes and integer operators."""
+
+
+def inspect_onnx(path: Path) -> Inspection:
+    """Reads the model; weights in external data stay on disk. Raises InputError as the front end."""
+    import onnx_ir as ir
+    from onnx_ir.passes.common import InlinePass
+
+    from optimc.core.onnx_signature import all_graphs, signature_of, stats_of
+    from optimc.frontends.onnx_files import check_tensors, parse
+
+    check_tensors(parse(path), path)
+    model = ir.load(path)
+    InlinePass()(model)
+    shapes = _shapes(path)
+    operators: Counter[str] = Counter()
+    unknown = []
+    macs = 0
+    for node in model.graph.all_nodes():
+        name = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+        operators[name] += 1
+        count = _macs(node, shapes)
+        if count is None:
+            unknown.append(node.name or node.op_type)
+        else:
+            macs += count
+    weights: Counter[str] = Counter()
+    for graph in all_graphs(model):
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                weights[value.const_value.dtype.name.lower()] += value.const_value.nbytes
+    return Inspection(
+        signature=signature_of(model),
+        opsets={domain or "ai.onnx": v for domain, v in sorted(model.opset_imports.items())},
+        ir_version=model.ir_version,
+        operators=dict(operators.most_common()),
+        stats=stats_of(model),
+        macs=macs,
+        unknown_macs=tuple(unknown),
+        weights=dict(weights.most_common()),
+        quantization={name: n for name, n in operators.items() if _is_quantization(name)},
+    )
+
+
+def _is_quantization(name: str) -> bool:
+    plain = name.rpartition("::")[2]
+    return plain in _QUANTIZED or plain.startswith("QLinear") or plain.endswith("Integer")
+
+
+def _shapes(path: Path) -> dict[str, Sequence[int]]:
+    """Shapes by value name, inferred with every symbolic dim at 1."""
+    import onnx
+
+    from optimc.frontends.onnx_files import parse
+
+    proto = parse(path)
+    constants = {tensor.name: list(tensor.dims) for tensor in proto.graph.initializer}
+    for value in (*proto.graph.input, *proto.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if not dim.HasField("dim_value"):
+                dim.dim_value = 1
+    del proto.graph.value_info[:]
+    for tensor in proto.graph.initializer:
+        if math.prod(tensor.dims) > 1024:
+            tensor.ClearField("raw_data")  # inference reads small ones only: shapes and axes
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    except onnx.shape_inference.InferenceError:
+        return constants  # type: ignore[return-value]
+    found: dict[str, Sequence[int]] = dict(constants)
+    for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
+        dims = value.type.tensor_type.shape.dim
+        if value.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in dims):
+            found[value.name] = [d.dim_value for d in dims]
+    return found
+
+
+def _macs(node: Any, shapes: dict[str, Sequence[int]]) -> int | None:
+    """Multiply-accumulates of one node; 0 for operators that are not counted, None if unknown."""
+    if node.op_type not in ("Conv", "ConvTranspose", "MatMul", "Gemm"):
+        return 0
+    sides = [shapes.get(value.name or "") for value in (*node.inputs[:2], node.outputs[0])]
+    if any(shape is None for shape in sides):
+        return None
+    x, w, y = (list(shape or ()) for shape in sides)
+    if node.op_type == "Conv":
+        return math.prod(y) * math.prod(w[1:])
+    if node.op_type == "ConvTranspose":
+        return math.prod(x) * math.prod(w[1:])
+    if node.op_type == "Gemm":
+        transposed = node.attributes.get("transA")
+        inner = x[0] if transposed is not None and transposed.as_int() else x[1]
+        return math.prod(y) * inner
+    return math.prod(y) * x[-1] if x else None

@@ -1,0 +1,134 @@
+"""Engines in worker processes of their own, one each: a crash, a leak or a hang stays there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, cast
+
+from optimc.core.worker import Limits, Worker
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from optimc.core.targets import Arrays, Engine, Target
+
+ENVIRONMENT = {
+    # Thread pools of numpy's BLAS and of OpenMP would stand beside the runtime's own.
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+
+
+def build_engine(
+    target: Target,
+    model_folder: Path,
+    folder: Path,
+    *,
+    name: str,
+    limits: Limits | None = None,
+    seed: int = 0,
+) -> Engine:
+    """Builds the stored model in `model_folder` into the empty `folder`, in a worker.
+
+    Raises CellError where the runtime refuses, WorkerError where the worker dies, hangs or runs
+    out of memory. Then the folder may hold parts: use `optimc.core.files.atomic_folder`.
+    """
+    from optimc.core.targets import Engine
+
+    with Worker("optimc.targets.service:BuildService", name=name, limits=limits) as worker:
+        worker.call(
+            "build",
+            runtime=target.runtime,
+            options=target.model_dump(mode="json"),
+            model_folder=str(model_folder),
+            out_folder=str(folder),
+            seed=seed,
+        )
+    return Engine.read(folder)
+
+
+class EngineWorker:
+    """An engine in a worker process. A context manager.
+
+    The methods raise the errors of `Worker.call`: CellError where the runtime fails, InputError
+    for wrong feeds, WorkerError where the process died, hung or ran out of memory; after that the
+    worker is gone.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        name: str,
+        limits: Limits | None = None,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`overrides` replace settings of the manifest's session, such as ``threads``."""
+        self._worker = Worker(
+            "optimc.targets.service:EngineService",
+            {"folder": str(engine.folder.resolve()), "overrides": dict(overrides or {})},
+            name=name,
+            limits=limits,
+            environment=ENVIRONMENT,
+        )
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._worker.pid
+
+    def reopen(self) -> float:
+        """Opens a fresh session, closing the one before, and returns how long that took, in ms.
+
+        What was bound is bound again. A session is opened by the other methods, too, where there
+        is none.
+        """
+        return float(self._worker.call("open").data["load_ms"])
+
+    def run(self, feeds: Arrays) -> Arrays:
+        """The outputs for `feeds`, by name."""
+        return self._worker.call("run", feeds).arrays
+
+    def bind(self, feeds: Arrays) -> None:
+        """Puts `feeds` in place for `time_block`."""
+        self._worker.call("bind", feeds)
+
+    def time_block(self, runs: int) -> NDArray[np.int64]:
+        """Times `runs` runs on what is bound; nanoseconds [runs]."""
+        return cast("NDArray[np.int64]", self._worker.call("time_block", runs=runs).arrays["ns"])
+
+    def first_result_ms(self, feeds: Arrays) -> float:
+        """How long a fresh session takes from opening to its first outputs, in ms.
+
+        The runtime's libraries are loaded already. What was bound is not any more.
+        """
+        return float(self._worker.call("first_result", feeds).data["first_result_ms"])
+
+    def memory(self) -> dict[str, float | None]:
+        """The process's resident memory in MB: `current_mb`, `peak_mb`, and `baseline_mb`, what it
+        took before an engine was opened; None where the system does not say."""
+        return dict(self._worker.call("memory").data)
+
+    def precisions(self) -> dict[str, Any]:
+        """What the runtime really runs, see `optimc.targets.layers.summary`."""
+        return dict(self._worker.call("precisions").data)
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._worker.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

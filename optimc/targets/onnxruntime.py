@@ -1,0 +1,293 @@
+"""ONNX Runtime on the CPU: the artifact is a portable ONNX file."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+import weakref
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from optimc.core.cpu import cpu_features
+from optimc.core.errors import CellError
+from optimc.core.model import EXTERNAL_DATA_THRESHOLD, Model, OnnxModel
+from optimc.core.targets import (
+    BuildContext,
+    Engine,
+    Layer,
+    Session,
+    Target,
+    TargetSpec,
+    Unavailability,
+)
+from optimc.targets.artifacts import place_onnx, session_settings
+from optimc.targets.feeds import NUMBERS, check_exchange, checked_feeds
+from optimc.targets.native import refusal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from optimc.core.targets import Arrays
+
+NAME = "ONNX Runtime"
+MODEL = "model.onnx"
+OPTIMIZED = "model.optimized.onnx"
+
+_LEVELS = {
+    "all": "ORT_ENABLE_ALL",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "basic": "ORT_ENABLE_BASIC",
+    "disabled": "ORT_DISABLE_ALL",
+}
+_LOAD = """\
+import onnxruntime
+# feeds: {inputs}
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = {threads}
+options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.{level}
+session = onnxruntime.InferenceSession({main!r}, options, providers=["CPUExecutionProvider"])
+outputs = dict(zip({outputs}, session.run({outputs}, feeds)))
+"""
+
+
+class OnnxRuntime(Target):
+    """ONNX Runtime's CPU provider."""
+
+    runtime: Literal["onnxruntime"] = "onnxruntime"
+    """The runtime's name in recipes."""
+    threads: int = Field(default=1, ge=0, le=1024)
+    """Threads of one inference; 0 takes all physical cores."""
+    optimized: bool = False
+    """Save the graph as the runtime's optimizer leaves it beside the portable file, and run that:
+    it opens faster, but only a CPU with the same features can run it."""
+    graph_optimization: Literal["all", "extended", "basic", "disabled"] = "all"
+    """How far the runtime rewrites the graph when it opens it."""
+
+    tools: ClassVar[tuple[str, ...]] = ("onnxruntime",)
+
+    @classmethod
+    def unavailable(cls) -> Unavailability | None:
+        if importlib.util.find_spec("onnxruntime") is None:
+            return Unavailability(f"{NAME} is not installed", "pip install onnxruntime")
+        return None
+
+    @classmethod
+    def preload(cls) -> None:
+        import onnxruntime
+
+        onnxruntime.disable_telemetry_events()
+
+    def spec(self) -> TargetSpec:
+        from optimc.targets.quantization_specs import onnxruntime_cpu
+
+        features = cpu_features()
+        return TargetSpec(
+            runtime=self.runtime,
+            # What release 1.31, the oldest that we take, supports officially.
+            max_opset=26,
+            max_ir_version=13,
+            dtypes=NUMBERS | {"string", "int4", "uint4"},
+            domains=frozenset({"", "ai.onnx.ml", "com.microsoft"}),
+            quantization=onnxruntime_cpu(features),
+            cpu_features=features,
+        )
+
+    def build(self, model: Model, folder: Path, context: BuildContext) -> Engine:
+        assert isinstance(model, OnnxModel)
+        check_exchange(model.signature, NUMBERS | {"string"}, NAME)
+        place_onnx(model, folder / MODEL)
+        session: dict[str, Any] = {
+            "threads": self.threads,
+            "graph_optimization": self.graph_optimization,
+            "precision": _float_type(folder / MODEL),
+        }
+        main, notes = MODEL, list(context.notes)
+        if self.optimized:
+            options = session_options(session)
+            large = model.stats.bytes > EXTERNAL_DATA_THRESHOLD
+            _save_optimized(options, folder / OPTIMIZED, weights_apart=large)
+            open_native(folder / MODEL, options)
+            main = OPTIMIZED
+            session |= {"graph_optimization": "disabled", "cpu_features": sorted(cpu_features())}
+            notes.append(
+                f"{OPTIMIZED} is bound to this CPU and to this release of {NAME}; "
+                f"{MODEL} is the portable form"
+            )
+        else:
+            open_native(folder / MODEL, session_options(session))
+        return Engine.describe(
+            folder,
+            runtime=self.runtime,
+            main=main,
+            model=model,
+            session=session,
+            load=_LOAD.format(
+                inputs="; ".join(str(spec) for spec in model.signature.inputs),
+                threads=self.threads,
+                level=_LEVELS[str(session["graph_optimization"])],
+                main=main,
+                outputs=[spec.name for spec in model.signature.outputs],
+            ),
+            versions={"onnxruntime": version("onnxruntime")},
+            # The optimizer at its highest level does not write the same bytes in every run.
+            deterministic=not self.optimized,
+            notes=tuple(notes),
+        )
+
+    @classmethod
+    def open(cls, engine: Engine, **overrides: Any) -> OnnxRuntimeSession:
+        settings = session_settings(engine, overrides)
+        missing = set(settings.get("cpu_features", ())) - cpu_features()
+        if missing:
+            raise CellError(
+                f"{engine.main.name} was made for a CPU with {', '.join(sorted(missing))}",
+                where=str(engine.folder),
+                fix=f"run {MODEL} in the same folder, the portable form",
+            )
+        return OnnxRuntimeSession(engine, settings)
+
+
+def session_options(settings: dict[str, Any]) -> Any:
+    """The `onnxruntime.SessionOptions` for the manifest's `session`."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = int(settings["threads"])
+    # One operator at a time: operators side by side would only share the same cores.
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.inter_op_num_threads = 1
+    level = _LEVELS[str(settings["graph_optimization"])]
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    # Fatal only: whatever goes wrong comes as an exception, whose message we pass on.
+    options.log_severity_level = 4
+    return options
+
+
+def open_native(path: Path, options: Any) -> Any:
+    """An `onnxruntime.InferenceSession`. Raises CellError where the runtime refuses."""
+    import onnxruntime
+
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime has some ten types, without a common base
+        raise refusal(error, NAME, f"opening {path.name}") from error
+
+
+def _save_optimized(options: Any, path: Path, *, weights_apart: bool) -> None:
+    """Makes the session that is opened next write its graph to `path`."""
+    options.optimized_model_filepath = str(path)
+    if weights_apart:
+        prefix = "session.optimized_model_external_initializers"
+        options.add_session_config_entry(f"{prefix}_file_name", f"{path.name}.data")
+        options.add_session_config_entry(f"{prefix}_min_size_in_bytes", "1024")
+
+
+def _float_type(path: Path) -> str:
+    """`f16` where the model holds float16 weights, else `f32`."""
+    import onnx
+
+    graph = onnx.load(str(path), load_external_data=False).graph
+    half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in graph.initializer)
+    return "f16" if half else "f32"
+
+
+class OnnxRuntimeSession(Session):
+    """One `onnxruntime.InferenceSession`."""
+
+    def __init__(self, engine: Engine, settings: dict[str, Any]) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._native: Any = open_native(engine.main, session_options(settings))
+        self._bounds: weakref.WeakSet[_Bound] = weakref.WeakSet()
+
+    def bind(self, feeds: Arrays) -> _Bound:
+        signature = self._engine.signature
+        arrays = checked_feeds(signature, feeds)
+        names = [spec.name for spec in signature.outputs]
+        strings = any(s.dtype == "string" for s in (*signature.inputs, *signature.outputs))
+        bound = (_Bound if strings else _IOBound)(self._native, arrays, names)
+        self._bounds.add(bound)
+        return bound
+
+    def layers(self) -> tuple[Layer, ...]:
+        from optimc.targets.onnxruntime_layers import read_layers
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / OPTIMIZED
+            options = session_options(self._settings)
+            # Weights are not read back: kept apart, they are not parsed either.
+            _save_optimized(options, path, weights_apart=True)
+            open_native(self._engine.main, options)
+            return read_layers(path)
+
+    def close(self) -> None:
+        self._native = None
+        for bound in self._bounds:
+            bound.release()
+
+
+class _Bound:
+    """Inputs in place for `InferenceSession.run`: the way that also takes strings."""
+
+    def __init__(
+        self, native: Any, feeds: dict[str, NDArray[np.generic]], names: list[str]
+    ) -> None:
+        self._native = native
+        self._feeds = feeds
+        self._names = names
+        self._values: list[Any] = []
+
+    def run(self) -> None:
+        try:
+            self._run()
+        except Exception as error:  # see open_native
+            if self._native is None:
+                raise ValueError("the session is closed") from error
+            raise refusal(error, NAME, "running the engine") from error
+
+    def _run(self) -> None:
+        self._values = self._native.run(self._names, self._feeds)
+
+    def outputs(self) -> dict[str, NDArray[np.generic]]:
+        return dict(zip(self._names, self._values, strict=True))
+
+    def release(self) -> None:
+        """Lets go of the runtime's objects: the session is closed."""
+        self._native = None
+
+
+class _IOBound(_Bound):
+    """The same by `IOBinding`: a run copies nothing and looks up no names."""
+
+    def __init__(
+        self, native: Any, feeds: dict[str, NDArray[np.generic]], names: list[str]
+    ) -> None:
+        from onnxruntime import OrtValue
+
+        super().__init__(native, feeds, names)
+        self._binding = native.io_binding()
+        for name, array in feeds.items():
+            # The value points into the array, which this object keeps.
+            self._binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(array))
+        for name in names:
+            # Of whatever shape: the runtime allocates it from its own arena.
+            self._binding.bind_output(name, "cpu")
+
+    def _run(self) -> None:
+        self._native.run_with_iobinding(self._binding)
+
+    def outputs(self) -> dict[str, NDArray[np.generic]]:
+        values = self._binding.get_outputs()
+        # numpy() is a view of memory that the next run may take.
+        return {n: v.numpy().copy() for n, v in zip(self._names, values, strict=True)}
+
+    def release(self) -> None:
+        super().release()
+        self._binding = None
+
+
+TARGET = OnnxRuntime

@@ -1,0 +1,141 @@
+"""Reads back what ONNX Runtime really runs: from the graph that its optimizer writes.
+
+The fusion of Q/DQ pairs into integer kernels happens inside the runtime, by rules on consumers and
+types (onnxruntime/core/optimizer/qdq_transformer/selectors_actions). A placement that misses one of
+them runs in float between a dequantization and a quantization, slower than no quantization at all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from optimc.core.targets import Layer
+
+if TYPE_CHECKING:
+    import onnx
+
+INTEGER = frozenset(
+    {
+        "ConvInteger",
+        "DynamicQuantizeLSTM",
+        "DynamicQuantizeMatMul",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+        "QAttention",
+        "QGemm",
+        "QLinearConv",
+        "QLinearMatMul",
+    }
+)
+FLOAT = frozenset(
+    {
+        "Attention",
+        "Conv",
+        "ConvTranspose",
+        "DeformConv",
+        "FusedConv",
+        "FusedGemm",
+        "FusedMatMul",
+        "GRU",
+        "Gemm",
+        "GroupQueryAttention",
+        "LSTM",
+        "MatMul",
+        "MultiHeadAttention",
+        "NhwcFusedConv",
+        "RNN",
+    }
+)
+_MARKS = re.compile(r"(?:_token_\d+|_nchwc|_nhwc)+$")
+"""What the optimizer appends to the names of nodes that it replaces."""
+
+
+def read_layers(path: Path) -> tuple[Layer, ...]:
+    """The nodes of the optimized model at `path`, subgraphs included."""
+    import onnx
+
+    model = onnx.load(str(path), load_external_data=False)
+    graphs = [_View(graph) for graph in _graphs(model.graph)]
+    quantized = any(
+        node.op_type in INTEGER or node.op_type in ("QuantizeLinear", "DequantizeLinear")
+        for view in graphs
+        for node in view.graph.node
+    )
+    return tuple(view.layer(node, quantized) for view in graphs for node in view.graph.node)
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node:
+                    yield from _graphs(inner)
+
+
+class _View:
+    """One graph with its types, producers and consumers by value name."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self.graph = graph
+        self.types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+        for value in (*graph.value_info, *graph.input, *graph.output):
+            self.types[value.name] = value.type.tensor_type.elem_type
+        self.producers = {name: node for node in graph.node for name in node.output if name}
+        self.consumers: dict[str, list[str]] = defaultdict(list)
+        for node in graph.node:
+            for name in node.input:
+                self.consumers[name].append(node.op_type)
+        for value in graph.output:
+            self.consumers[value.name].append("graph output")
+
+    def layer(self, node: onnx.NodeProto, quantized: bool) -> Layer:
+        integer = node.op_type in INTEGER
+        heavy = integer or node.op_type in FLOAT or node.op_type == "MatMulNBits"
+        reason = self._reason(node) if heavy and quantized and not integer else None
+        name = _MARKS.sub("", node.name) or next((o for o in node.output if o), "")
+        return Layer(
+            name=name,
+            operator=f"{node.domain}.{node.op_type}" if node.domain else node.op_type,
+            dtype="int8" if integer else self._dtype(node),
+            heavy=heavy,
+            reason=reason,
+        )
+
+    def _dtype(self, node: onnx.NodeProto) -> str:
+        from onnx import helper
+
+        for name in (*node.input[:1], *node.output[:1], *node.input[1:]):
+            code = self.types.get(name, 0)
+            if code:
+                return str(helper.tensor_dtype_to_np_dtype(code))
+        return "unknown"
+
+    def _dequantized(self, name: str) -> onnx.NodeProto | None:
+        node = self.producers.get(name)
+        return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+    def _reason(self, node: onnx.NodeProto) -> str:
+        """Why this float node has not become an integer one, by the runtime's own rules."""
+        from onnx import TensorProto
+
+        source, weight = (*node.input, "", "")[:2]
+        pair, weight_pair = self._dequantized(source), self._dequantized(weight)
+        if pair is None and weight_pair is None:
+            return "no DequantizeLinear stands on its inputs: it was left in float"
+        if weight_pair is None:
+            return f"its second input `{weight}` is not quantized"
+        if pair is None:
+            return f"its input `{source}` is not quantized"
+        # The zero point has the type of the quantized value, which may have no entry of its own.
+        if TensorProto.INT8 in (self.types.get(name) for name in (pair.input[0], *pair.input[2:])):
+            return "its activations are int8, and the fast kernels take uint8"
+        readers = self.consumers[node.output[0]]
+        if readers != ["QuantizeLinear"]:
+            listed = ", ".join(sorted(set(readers))) or "nothing"
+            return f"its output goes to {listed}, not to one QuantizeLinear alone"
+        return "the runtime has no int8 kernel for it as it stands"

@@ -1,0 +1,298 @@
+"""OpenVINO on the CPU: the artifact is its intermediate representation, an xml and a bin file.
+
+Three habits of OpenVINO (seen with 2026.4) shape this module. Its default precision is the CPU's
+fastest, so that float32 must be asked for. A precision that the CPU lacks is replaced without a
+word, so that it must be read back. And with one thread, `infer()` loses errors of models with
+dynamic shapes and returns whatever the memory holds: only `start_async()` and `wait()` tell them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import weakref
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from optimc.core import telemetry
+from optimc.core.cpu import cpu_features
+from optimc.core.errors import CellError
+from optimc.core.model import Model, OnnxModel
+from optimc.core.targets import (
+    BuildContext,
+    Engine,
+    Layer,
+    Session,
+    Target,
+    TargetSpec,
+    Unavailability,
+)
+from optimc.targets.artifacts import place_onnx, session_settings
+from optimc.targets.feeds import NUMBERS, check_exchange, checked_feeds
+from optimc.targets.layers import SHORT
+from optimc.targets.native import refusal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from optimc.core.model import Signature
+    from optimc.core.targets import Arrays
+
+NAME = "OpenVINO"
+MODEL = "model.xml"
+
+_WIDE = frozenset({"int64", "uint64", "float64"})
+_LOAD = """\
+import openvino
+# feeds: {inputs}
+request = openvino.Core().compile_model({main!r}, "CPU", {config}).create_infer_request()
+# Not infer(): with one thread and dynamic shapes it loses errors.
+request.start_async(feeds)
+request.wait()
+outputs = {{name: request.get_output_tensor(i).data for i, name in enumerate({outputs})}}
+"""
+
+
+class OpenVino(Target):
+    """OpenVINO's CPU plugin."""
+
+    runtime: Literal["openvino"] = "openvino"
+    """The runtime's name in recipes."""
+    threads: int = Field(default=1, ge=0, le=1024)
+    """Threads of one inference; 0 takes all physical cores."""
+    precision: Literal["f32", "bf16", "f16"] = "f32"
+    """What float layers compute in. bf16 and f16 are refused where the CPU does not take them."""
+
+    tools: ClassVar[tuple[str, ...]] = ("openvino",)
+    extra: ClassVar[str | None] = "openvino"
+
+    @classmethod
+    def unavailable(cls) -> Unavailability | None:
+        if importlib.util.find_spec("openvino") is None:
+            return Unavailability(
+                f"{NAME} is not installed (extra `{cls.extra}`)",
+                f"pip install 'optimc[{cls.extra}]'",
+            )
+        return None
+
+    @classmethod
+    def preload(cls) -> None:
+        telemetry.switch_off()
+        import openvino  # noqa: F401
+
+    def spec(self) -> TargetSpec:
+        from optimc.targets.quantization_specs import openvino_cpu
+
+        features = cpu_features()
+        return TargetSpec(
+            runtime=self.runtime,
+            # Newer operators are read as their newest version that the front end knows.
+            max_opset=26,
+            max_ir_version=13,
+            dtypes=NUMBERS | {"bfloat16", "int4", "uint4"},
+            domains=frozenset({"", "com.microsoft", "org.openvinotoolkit"}),
+            quantization=openvino_cpu(features),
+            cpu_features=features,
+        )
+
+    def build(self, model: Model, folder: Path, context: BuildContext) -> Engine:
+        assert isinstance(model, OnnxModel)
+        check_exchange(model.signature, NUMBERS, NAME)
+        path = model.path
+        if path is None:
+            path = context.workspace / "model.onnx"
+            place_onnx(model, path)
+        session = {"threads": self.threads, "precision": self.precision}
+        missing = _write_ir(path, folder / MODEL, model.signature, half=self.precision == "f16")
+        notes = [*context.notes, *_notes(model, missing)]
+        compiled = _compile(folder / MODEL, session)
+        notes += _check_layers(compiled, self.precision)
+        fed = [str(spec) for spec in model.signature.inputs if spec.name not in missing]
+        return Engine.describe(
+            folder,
+            runtime=self.runtime,
+            main=MODEL,
+            model=model,
+            session=session,
+            load=_LOAD.format(
+                inputs="; ".join(fed),
+                main=MODEL,
+                config=_config(session),
+                outputs=[spec.name for spec in model.signature.outputs],
+            ),
+            versions={"openvino": version("openvino")},
+            deterministic=True,
+            notes=tuple(notes),
+        )
+
+    @classmethod
+    def open(cls, engine: Engine, **overrides: Any) -> OpenVinoSession:
+        return OpenVinoSession(engine, session_settings(engine, overrides))
+
+
+def _write_ir(onnx_path: Path, xml: Path, signature: Signature, *, half: bool) -> frozenset[str]:
+    """Converts the ONNX file; `half` stores float weights as float16.
+
+    Returns the inputs that the conversion dropped because nothing reads them.
+    """
+    OpenVino.preload()
+    import openvino
+
+    from optimc.targets.openvino_ir import number_names, onnx_names
+
+    try:
+        converted = openvino.Core().read_model(str(onnx_path))
+        openvino.save_model(converted, str(xml), compress_to_fp16=half)
+    except Exception as error:  # it throws RuntimeError and its own types
+        raise refusal(error, NAME, "converting the model") from error
+    number_names(xml, onnx_names(onnx_path))
+    taken = frozenset(name for port in converted.inputs for name in port.get_names())
+    given = [port.get_names() for port in converted.outputs]
+    wanted = [spec.name for spec in signature.outputs]
+    if len(given) != len(wanted) or not all(n in g for n, g in zip(wanted, given, strict=True)):
+        raise CellError(f"{NAME} made other outputs of the model: {given} instead of {wanted}")
+    return frozenset(spec.name for spec in signature.inputs) - taken
+
+
+def _notes(model: OnnxModel, missing: frozenset[str]) -> list[str]:
+    specs = (*model.signature.inputs, *model.signature.outputs)
+    wide = sorted({spec.dtype for spec in specs} & _WIDE)
+    notes = [f"{NAME} dropped the input `{name}`, which nothing reads" for name in sorted(missing)]
+    if wide:
+        notes.append(f"{NAME}'s CPU plugin computes {', '.join(wide)} in 32 bits")
+    return notes
+
+
+def _config(settings: dict[str, Any]) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": settings["precision"],
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        # Where a thread may run is for whoever starts the process to say: pinned to the first
+        # core, engines that are measured in turns would share it.
+        "ENABLE_CPU_PINNING": False,
+    }
+    if settings["threads"]:
+        config["INFERENCE_NUM_THREADS"] = settings["threads"]
+    return config
+
+
+def _compile(xml: Path, settings: dict[str, Any]) -> Any:
+    """An `openvino.CompiledModel`. Raises CellError where it refuses or takes another type."""
+    OpenVino.preload()
+    import openvino
+
+    try:
+        compiled = openvino.Core().compile_model(str(xml), "CPU", _config(settings))
+        taken = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    except Exception as error:  # see _write_ir
+        raise refusal(error, NAME, f"compiling {xml.name}") from error
+    if taken != settings["precision"]:
+        raise _not_taken(settings["precision"], taken)
+    return compiled
+
+
+def _not_taken(asked: str, taken: str) -> CellError:
+    return CellError(
+        f"{NAME} was asked for {asked} but computes in {taken} on this CPU",
+        fix=f"set `precision: {taken}` for this target, or build where the CPU has {asked}",
+    )
+
+
+def _check_layers(compiled: Any, asked: str) -> list[str]:
+    """Holds the execution graph against the precision `asked`; returns notes."""
+    from optimc.targets.openvino_layers import read_layers
+
+    heavy = [layer for layer in read_layers(compiled) if layer.heavy]
+    floats = [layer for layer in heavy if layer.dtype in SHORT]
+    others = [layer for layer in floats if SHORT[layer.dtype] != asked]
+    if not others:
+        return []
+    if asked == "f32" or len(others) == len(floats):
+        raise _not_taken(asked, SHORT[others[0].dtype])
+    return [
+        f"{len(others)} of {len(floats)} float layers do not run in {asked}: "
+        + ", ".join(f"{layer.name} ({SHORT[layer.dtype]})" for layer in others[:5])
+    ]
+
+
+class OpenVinoSession(Session):
+    """One `openvino.CompiledModel`."""
+
+    def __init__(self, engine: Engine, settings: dict[str, Any]) -> None:
+        self._signature = engine.signature
+        self._native: Any = _compile(engine.main, settings)
+        self._failed: CellError | None = None
+        self._bounds: weakref.WeakSet[_Bound] = weakref.WeakSet()
+
+    def bind(self, feeds: Arrays) -> _Bound:
+        bound = _Bound(self, checked_feeds(self._signature, feeds))
+        self._bounds.add(bound)
+        return bound
+
+    def layers(self) -> tuple[Layer, ...]:
+        from optimc.targets.openvino_layers import read_layers
+
+        return read_layers(self.native)
+
+    def close(self) -> None:
+        self._native = None
+        for bound in self._bounds:
+            bound.release()
+
+    @property
+    def native(self) -> Any:
+        """The compiled model. Raises CellError after a failed run: from then on it gives wrong
+        results for good inputs, too."""
+        if self._failed is not None:
+            raise self._failed
+        if self._native is None:
+            raise ValueError("the session is closed")
+        return self._native
+
+    @property
+    def output_names(self) -> list[str]:
+        """The outputs in the order of the model."""
+        return [spec.name for spec in self._signature.outputs]
+
+    def fail(self, error: Exception) -> Exception:
+        """Remembers that a run failed with `error`, and gives the error to raise."""
+        if self._native is None:
+            return ValueError("the session is closed")
+        self._failed = refusal(error, NAME, "running the engine")
+        return self._failed
+
+
+class _Bound:
+    """An infer request with the inputs in its own tensors: a run copies nothing."""
+
+    def __init__(self, session: OpenVinoSession, feeds: dict[str, NDArray[np.generic]]) -> None:
+        self._session = session
+        self._request: Any = session.native.create_infer_request()
+        for index, port in enumerate(session.native.inputs):
+            array = feeds[next(name for name in feeds if name in port.get_names())]
+            tensor = self._request.get_input_tensor(index)
+            tensor.shape = array.shape
+            tensor.data[...] = array
+
+    def run(self) -> None:
+        try:
+            self._request.start_async()
+            self._request.wait()
+        except Exception as error:  # see _write_ir
+            raise self._session.fail(error) from error
+
+    def outputs(self) -> dict[str, NDArray[np.generic]]:
+        names = self._session.output_names
+        tensors = [self._request.get_output_tensor(index) for index in range(len(names))]
+        return {n: t.data.copy() for n, t in zip(names, tensors, strict=True)}
+
+    def release(self) -> None:
+        """Lets go of the runtime's objects: the session is closed."""
+        self._request = None
+
+
+TARGET = OpenVino

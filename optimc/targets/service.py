@@ -1,0 +1,141 @@
+"""The worker's side of building and running engines, see `optimc.targets.client`."""
+
+from __future__ import annotations
+
+import gc
+import json
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimc.core.memory import memory_use
+from optimc.core.model import load_model
+from optimc.core.registry import target_class
+from optimc.core.targets import BuildContext, Engine
+from optimc.targets.layers import summary
+
+if TYPE_CHECKING:
+    from optimc.core.targets import Arrays, Bound, Session
+
+Answer = tuple[Any, dict[str, Any]]
+"""What a method of a service returns: plain data and arrays."""
+
+
+class BuildService:
+    """Builds one engine."""
+
+    def build(
+        self,
+        arrays: Arrays,
+        runtime: str,
+        options: dict[str, Any],
+        model_folder: str,
+        out_folder: str,
+        seed: int = 0,
+    ) -> Answer:
+        """The manifest of the engine that the target `runtime` with `options` (plain data) makes.
+
+        The model is a stored one; the engine goes into the empty folder `out_folder`. Raises
+        CellError where the runtime refuses, and MemoryError where it runs out of memory.
+        """
+        # By way of JSON text, which strict fields take lists for tuples from.
+        target = target_class(runtime).model_validate_json(json.dumps(options))
+        with tempfile.TemporaryDirectory() as workspace:
+            context = BuildContext(workspace=Path(workspace), seed=seed)
+            engine = target.build(load_model(Path(model_folder)), Path(out_folder), context)
+        return dict(engine.manifest), {}
+
+
+class EngineService:
+    """Runs the engine in `folder`; `overrides` replace settings of its manifest's session."""
+
+    def __init__(self, folder: str, overrides: dict[str, Any]) -> None:
+        self._engine = Engine.read(Path(folder))
+        self._target = target_class(self._engine.runtime)
+        self._overrides = overrides
+        self._target.preload()
+        self._baseline = memory_use()
+        self._session: Session | None = None
+        self._feeds: Arrays | None = None
+        self._bound: Bound | None = None
+
+    def open(self, arrays: Arrays) -> Answer:
+        """Opens a fresh session in place of the last one, and binds again what was bound.
+
+        Returns `load_ms`: reading the files and whatever the runtime compiles, imports not
+        counted, as these were done before.
+        """
+        self._bound = None
+        if self._session is not None:
+            self._session.close()
+        self._session = None
+        # What the old session leaves behind is not to be swept up while the new one is timed.
+        gc.collect()
+        start = time.perf_counter_ns()
+        self._session = self._target.open(self._engine, **self._overrides)
+        load_ms = (time.perf_counter_ns() - start) / 1e6
+        if self._feeds is not None:
+            self._bound = self._session.bind(self._feeds)
+        return {"load_ms": load_ms}, {}
+
+    def run(self, arrays: Arrays) -> Answer:
+        """The outputs for the feeds `arrays`. What is bound stays bound."""
+        bound = self._opened().bind(arrays)
+        bound.run()
+        return None, dict(bound.outputs())
+
+    def bind(self, arrays: Arrays) -> Answer:
+        """Puts the feeds `arrays` in place for `time_block`, also in sessions opened later."""
+        self._bound = self._opened().bind(arrays)
+        self._feeds = dict(arrays)
+        return None, {}
+
+    def first_result(self, arrays: Arrays) -> Answer:
+        """`first_result_ms`: from opening a fresh session to the first outputs for `arrays`."""
+        self._feeds = None
+        load_ms = self.open({})[0]["load_ms"]
+        start = time.perf_counter_ns()
+        bound = self._opened().bind(arrays)
+        bound.run()
+        outputs = dict(bound.outputs())
+        return {"first_result_ms": load_ms + (time.perf_counter_ns() - start) / 1e6}, outputs
+
+    def time_block(self, arrays: Arrays, runs: int) -> Answer:
+        """Times `runs` runs on what is bound: `ns` int64 [runs]. The collector is off meanwhile."""
+        import numpy as np
+
+        if self._bound is None:
+            raise ValueError("nothing is bound")
+        run, clock = self._bound.run, time.perf_counter_ns
+        samples = [0] * runs
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            for index in range(runs):
+                start = clock()
+                run()
+                samples[index] = clock() - start
+        finally:
+            if collecting:
+                gc.enable()
+        return None, {"ns": np.array(samples, dtype=np.int64)}
+
+    def memory(self, arrays: Arrays) -> Answer:
+        """Resident memory of this process in MB: `current_mb`, `peak_mb`, and `baseline_mb`.
+
+        The baseline is what the interpreter and the runtime's libraries took before the engine was
+        opened.
+        """
+        return {**asdict(memory_use()), "baseline_mb": self._baseline.current_mb}, {}
+
+    def precisions(self, arrays: Arrays) -> Answer:
+        """What the runtime really runs, see `optimc.targets.layers.summary`."""
+        return summary(self._opened().layers()), {}
+
+    def _opened(self) -> Session:
+        if self._session is None:
+            self.open({})
+        assert self._session is not None
+        return self._session

@@ -1,0 +1,262 @@
+"""What `quantize_int8` may quantize: operators with what belongs to them, by a target's rules.
+
+A unit is one node with the activations that its kernel takes in. Each is judged by itself first
+(`find_units`), then together with its neighbours (`select`), because an Add or a Reshape in INT8
+only pays between operators that are in INT8 themselves. Imports onnx_ir.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from optimc.core.targets import OperatorRule, QuantizationSpec
+
+WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
+_SILENT = frozenset({"Constant", "Identity"})  # nothing is computed
+
+Refuse = Callable[[ir.Node, str], None]
+
+
+@dataclass(eq=False)
+class Unit:
+    """A node that may be quantized."""
+
+    node: ir.Node
+    rule: OperatorRule
+    output: ir.Value
+    """The result behind the activations that the kernel takes in."""
+    activations: tuple[int, ...]
+    """The inputs that get Q and DQ."""
+    constants: tuple[int, ...] = ()
+    """Constant inputs that stand where an activation may stand (the bias of an Add)."""
+    weight: int | None = None
+    """The input with the constant weight."""
+    bias: int | None = None
+    """The input with the constant bias."""
+    absorbed: tuple[ir.Node, ...] = field(default=())
+
+    @property
+    def moves(self) -> bool:
+        """Whether the unit only moves data, so that its output has the scale of its inputs."""
+        return self.rule.same_scale
+
+    def sources(self) -> list[ir.Value]:
+        """The activations that get Q and DQ."""
+        values = (self.node.inputs[index] for index in self.activations)
+        return [value for value in values if value is not None]
+
+
+def constant(value: ir.Value | None) -> NDArray[np.generic] | None:
+    """The array of an initializer or a Constant node, read-only; None for anything else."""
+    if value is None or (value.is_graph_input() and value.const_value is None):
+        return None
+    tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def node_label(node: ir.Node) -> str:
+    """What messages call a node: its name, or its first output's."""
+    return node.name or next(
+        (str(value.name) for value in node.outputs if value.name), node.op_type
+    )
+
+
+def find_units(graph: ir.Graph, spec: QuantizationSpec, refuse: Refuse) -> list[Unit]:
+    """The nodes of the main graph that have a rule and fit it, in the graph's order."""
+    units: list[Unit] = []
+    taken: set[ir.Node] = set()
+    for node in graph:
+        rule = spec.rules.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        if rule is None:
+            continue
+        found = _unit(node, rule, spec)
+        if isinstance(found, str):
+            refuse(node, found)
+        else:
+            units.append(found)
+            taken.update(found.absorbed)
+    return units
+
+
+def _unit(node: ir.Node, rule: OperatorRule, spec: QuantizationSpec) -> Unit | str:
+    """The unit of a node, or why it cannot be one."""
+    if any(value.uses() or value.is_graph_output() for value in node.outputs[1:]):
+        return "its further outputs are used"
+    output, absorbed = _absorb(node, rule)
+    if any(not _is_float32(value) for value in (output, node.inputs[0])):
+        return "it does not work on float32"
+    unit = Unit(node, rule, output, (), absorbed=absorbed)
+    reason = _take_weight(unit, spec) or _take_activations(unit)
+    return reason or _special(unit) or unit
+
+
+def _absorb(node: ir.Node, rule: OperatorRule) -> tuple[ir.Value, tuple[ir.Node, ...]]:
+    """The value behind the activation that the kernel takes in, if there is one."""
+    output = node.outputs[0]
+    uses = output.uses()
+    if len(uses) != 1 or output.is_graph_output():
+        return output, ()
+    consumer, index = uses[0]
+    absorbed = consumer.op_type in rule.absorbs and index == 0 and consumer.graph is node.graph
+    if absorbed and all(constant(value) is not None for value in consumer.inputs[1:] if value):
+        return consumer.outputs[0], (consumer,)
+    return output, ()
+
+
+def _is_float32(value: ir.Value | None) -> bool:
+    return value is not None and value.dtype in (None, ir.DataType.FLOAT)
+
+
+def _take_weight(unit: Unit, spec: QuantizationSpec) -> str | None:
+    rule, inputs = unit.rule, unit.node.inputs
+    if rule.weight is None:
+        return None
+    array = constant(inputs[rule.weight])
+    if array is None:
+        return None if rule.dynamic_weight else "its weight is not a constant"
+    if array.dtype != np.float32:
+        return f"its weight is {array.dtype}, not float32"
+    if not np.isfinite(array).all():
+        return "its weight holds infinities or NaNs"
+    if array.ndim >= 2 and unit.node.op_type in ("Gemm", "MatMul"):
+        least = min(array.shape[-2:])
+        if least < rule.least_size:
+            return f"its weight has a side of {least}; under {rule.least_size} INT8 does not pay"
+    unit.weight = rule.weight
+    return _take_bias(unit, spec)
+
+
+def _take_bias(unit: Unit, spec: QuantizationSpec) -> str | None:
+    rule, inputs = unit.rule, unit.node.inputs
+    value = inputs[rule.bias] if rule.bias is not None and rule.bias < len(inputs) else None
+    if value is None:
+        return None
+    array = constant(value)
+    if array is None:
+        return "its bias is not a constant" if spec.bias == "int32" else None
+    if not np.isfinite(array).all():
+        return "its bias holds infinities or NaNs"
+    if array.ndim > 1 and array.size != array.shape[-1]:
+        return "its bias differs from row to row"
+    unit.bias = rule.bias
+    return None
+
+
+def _take_activations(unit: Unit) -> str | None:
+    rule, inputs = unit.rule, unit.node.inputs
+    indices = [0] if rule.inputs == "first" else list(range(len(inputs)))
+    indices = [i for i in indices if i not in (unit.weight, rule.bias) and inputs[i] is not None]
+    constants = [i for i in indices if constant(inputs[i]) is not None]
+    activations = [i for i in indices if i not in constants]
+    if not activations:
+        return "all of its inputs are constants"
+    if not all(_is_float32(inputs[i]) for i in indices):
+        return "it does not work on float32"
+    for index in constants:
+        array = constant(inputs[index])
+        assert array is not None
+        if not np.isfinite(array).all():
+            return "one of its constants holds infinities or NaNs"
+    if rule.inputs == "skip":
+        activations = _without_last_branch(unit.node, activations)
+    unit.activations, unit.constants = tuple(activations), tuple(constants)
+    return None
+
+
+def _without_last_branch(node: ir.Node, activations: list[int]) -> list[int]:
+    """Leaves out the input whose weighted operator comes last and feeds nothing but this Add."""
+    branches = []
+    for index in activations:
+        value = node.inputs[index]
+        producer = value.producer() if value is not None else None
+        alone = value is not None and len(value.uses()) == 1 and not value.is_graph_output()
+        if producer is not None and producer.op_type in WEIGHTED and alone:
+            branches.append((_position(producer), index))
+    if not branches:
+        return activations
+    last = max(branches)[1]
+    return [index for index in activations if index != last]
+
+
+def _position(node: ir.Node) -> int:
+    assert node.graph is not None
+    return next(i for i, other in enumerate(node.graph) if other is node)
+
+
+def _special(unit: Unit) -> str | None:
+    """What single operators ask for beyond their rule."""
+    node = unit.node
+    if node.op_type == "Pad":
+        return _pad_reason(node)
+    if node.op_type == "Concat" and any(value is None for value in node.inputs):
+        return "an input is missing"
+    return None
+
+
+def pad_value(node: ir.Node) -> float | None:
+    """What a Pad in constant mode writes; None where it writes no constant, or an unknown one."""
+    mode = node.attributes.get("mode")
+    if mode is not None and mode.as_string() != "constant":
+        return None
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    if value is None:
+        return 0.0
+    array = constant(value)
+    return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else math.nan
+
+
+def _pad_reason(node: ir.Node) -> str | None:
+    value = pad_value(node)
+    if value is not None and not math.isfinite(value):
+        return "it pads with a value that is not finite or not a constant"
+    return None
+
+
+def select(units: Iterable[Unit], refuse: Refuse) -> list[Unit]:
+    """The units whose neighbours are quantized where their rule asks for that, in their order.
+
+    Starts from all and takes away until nothing changes, which ends in the largest such set.
+    """
+    chosen = list(units)
+    while True:
+        made = {unit.output: unit for unit in chosen}
+        readers = _readers(chosen)
+        reasons = {unit: _alone(unit, made, readers) for unit in chosen}
+        kept = [unit for unit in chosen if reasons[unit] is None]
+        if len(kept) == len(chosen):
+            return kept
+        for unit, reason in reasons.items():
+            if reason is not None:
+                refuse(unit.node, reason)
+        chosen = kept
+
+
+def _readers(units: Iterable[Unit]) -> set[ir.Value]:
+    return {value for unit in units for value in unit.sources()}
+
+
+def _alone(unit: Unit, made: Mapping[ir.Value, Unit], readers: set[ir.Value]) -> str | None:
+    if not (unit.moves or unit.rule.only_with_quantized_input):
+        return None
+    missing = [value.name for value in unit.sources() if value not in made]
+    if missing:
+        return f"its input `{missing[0]}` does not come from an INT8 operator"
+    if unit.moves and unit.output not in readers:
+        return "no INT8 operator reads its output"
+    return None
+
+
+def refuse_others(graph: ir.Graph, units: Iterable[Unit], refuse: Refuse) -> None:
+    """Says of every node that works on floats and has no rule that it stays in float."""
+    known = {unit.node for unit in units} | {n for unit in units for n in unit.absorbed}
+    for node in graph:
+        floats = [v for v in node.outputs if v.dtype in (None, ir.DataType.FLOAT) and v.uses()]
+        if node not in known and floats and node.op_type not in _SILENT:
+            refuse(node, f"the target has no INT8 rule for {node.op_type}")

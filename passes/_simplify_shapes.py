@@ -1,0 +1,76 @@
+"""Shape inference for `simplify` by onnx's C++ code. Imports onnx and onnx_ir at the top.
+
+Known dims are never replaced, only unknown ones filled in: a file may know more than inference.
+"""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+
+from optimc.core.onnx_signature import all_graphs
+
+_SMALL_BYTES = 1024
+"""Initializers up to this size stay constants for inference; bigger ones become mere inputs."""
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Fills in types and dims of inner values, subgraphs included; outputs keep what they declare.
+
+    Value names have to be unique over the whole model. Where inference fails, nothing changes.
+    """
+    try:
+        inferred = onnx.shape_inference.infer_shapes(_light_proto(model), data_prop=True)
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+        return
+    found = {info.name: info.type for graph in _protos(inferred.graph) for info in _infos(graph)}
+    fixed = {*model.graph.inputs, *model.graph.outputs}
+    for graph in all_graphs(model):
+        values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
+        for value in values:
+            if value.name in found and value not in fixed:
+                _merge(value, found[value.name])
+
+
+def _light_proto(model: ir.Model) -> onnx.ModelProto:
+    light = model.clone()
+    for name, value in list(light.graph.initializers.items()):
+        if value.const_value is not None and value.const_value.nbytes > _SMALL_BYTES:
+            value.shape = ir.Shape(value.const_value.shape)
+            value.dtype = value.const_value.dtype
+            del light.graph.initializers[name]
+            light.graph.inputs.append(value)
+    return ir.to_proto(light)
+
+
+def _protos(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
+    found = [graph]
+    for node in graph.node:
+        for attribute in node.attribute:
+            inner = [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
+            for subgraph in inner:
+                found += _protos(subgraph)
+    return found
+
+
+def _infos(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+    return [*graph.value_info, *graph.output, *graph.input]
+
+
+def _merge(value: ir.Value, proto: onnx.TypeProto) -> None:
+    if value.type is None:
+        value.type = ir.serde.deserialize_type_proto_for_type(proto)
+    shape = ir.serde.deserialize_type_proto_for_shape(proto)
+    if shape is None:
+        return
+    if value.shape is None:
+        value.shape = shape
+    elif len(value.shape) == len(shape):
+        merged = [
+            new if _unknown(old) else old for old, new in zip(value.shape, shape, strict=True)
+        ]
+        value.shape = ir.Shape(merged)
+
+
+def _unknown(dim: int | ir.SymbolicDim) -> bool:
+    return not isinstance(dim, int) and dim.value is None

@@ -1,0 +1,174 @@
+"""Static INT8 quantization with QuantizeLinear and DequantizeLinear (ONNX operators, opset 13).
+
+    q = saturate(round(x / s) + z)        x' = (q - z) * s
+
+A runtime fuses what stands between a DQ and a Q into its INT8 kernels. Where it does, and of which
+types, differs from one to the next: the target's `QuantizationSpec` says it, this pass knows none
+of them. Ranges come from the calibration data, see `optimc.calibration.ranges`.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from optimc.core.errors import PreconditionError
+from optimc.core.model import SOURCE_KEY, Level, Model
+from optimc.core.passes import Effect, Input, Pass, PassContext, PassResult, lossy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import onnx_ir as ir
+
+    from optimc.calibration.ranges import RangeEstimator
+    from optimc.core.model import OnnxModel
+    from optimc.core.statistics import TensorStatistics
+    from optimc.core.targets import QuantizationSpec
+    from optimc.passes._quantize_units import Unit
+
+
+class QuantizeInt8(Pass):
+    """Quantizes weights and activations to 8-bit integers.
+
+    Rewrites: gives each operator that the target runs in INT8 quantized inputs, an int8 weight with
+        one scale for each output channel, and a Q behind it where the target's kernel needs one.
+        One numbered rewrite is one operator.
+    Refuses: operators without an INT8 kernel on the target, weights that are not constant, values
+        that hold infinities or NaNs on the calibration data, operators between others that stay in
+        float, and what `keep_float` names. A model that is quantized already, or in which nothing
+        can be quantized, is an error.
+    Accuracy: lossy; judged by the gate where the recipe limits a metric, else by 1 % of the metric
+        or an output SQNR of 20 dB.
+    Options: ranges, percentile, keep_float.
+    """
+
+    ranges: Literal["minmax", "percentile", "mse"] = "mse"
+    """How the range of an activation is chosen: `minmax` clips nothing, `percentile` cuts the tails,
+    `mse` minimises the squared error of clipping and rounding together."""
+    percentile: Annotated[float, Field(gt=50.0, le=100.0)] = 99.99
+    """With `ranges: percentile`: how many per cent of the elements lie within either end."""
+    keep_float: list[str] = []
+    """Operators that stay in float: patterns (`*`, `?`, `[...]`) of node names, of source names of
+    their outputs, or operator types such as `Gemm`."""
+
+    level: ClassVar[Level] = Level.ONNX
+    reads: ClassVar[frozenset[Input]] = frozenset({Input.SPEC, Input.CALIBRATION})
+    reads_names: ClassVar[bool] = True
+    required_by_default: ClassVar[bool] = True
+    tools: ClassVar[tuple[str, ...]] = ("numpy", "onnx-ir")
+
+    @property
+    def effect(self) -> Effect:
+        """LOSSY with the default bound."""
+        return lossy(20.0)
+
+    def check(self, model: Model, context: PassContext) -> None:
+        """Raises PreconditionError for a model that is quantized already or too old for Q and DQ."""
+        from optimc.passes._quantize_checks import check_quantizable
+
+        check_quantizable(_ir(model), _spec(context), self.keep_float)
+
+    def run(self, model: OnnxModel, context: PassContext) -> PassResult:
+        """See the class. Raises PreconditionError where nothing can be quantized."""
+        from optimc.passes._quantize_place import Placer
+        from optimc.passes._quantize_ranges import assign, statistics_of
+        from optimc.passes._quantize_units import node_label
+
+        self.check(model, context)
+        spec, log, graph = _spec(context), context.log, model.ir.graph
+        candidates = self._candidates(model, spec, context)
+        statistics = statistics_of(candidates, model, context.calibration)
+        selected = self._selected(graph, candidates, statistics, context)
+        chosen = [
+            unit
+            for unit in selected
+            if log.allow(f"quantize {unit.node.op_type}", node_label(unit.node))
+        ]
+        placer = Placer(graph, spec, assign(chosen, statistics, self._estimator(), spec))
+        for unit in chosen:
+            placer.place(unit)
+        placer.finish()
+        return PassResult(model.sealed(), bool(chosen), _stats(graph), log.rewrites, log.refusals)
+
+    def _candidates(
+        self, model: OnnxModel, spec: QuantizationSpec, context: PassContext
+    ) -> list[Unit]:
+        """The units that fit by themselves and that `keep_float` does not name."""
+        from optimc.passes._quantize_units import find_units
+
+        units = []
+        for unit in find_units(model.ir.graph, spec, _refuser(context)):
+            pattern = next((p for p in self.keep_float if matches(unit.node, p)), None)
+            if pattern is None:
+                units.append(unit)
+            else:
+                _refuser(context)(unit.node, f"kept in float by `{pattern}`")
+        return units
+
+    def _selected(
+        self,
+        graph: ir.Graph,
+        candidates: list[Unit],
+        statistics: Mapping[ir.Value, TensorStatistics],
+        context: PassContext,
+    ) -> list[Unit]:
+        """The units that will be quantized; says why of every other node that works on floats."""
+        from optimc.passes._quantize_ranges import usable
+        from optimc.passes._quantize_units import refuse_others, select
+
+        refuse = _refuser(context)
+        selected = select(usable(candidates, statistics, refuse), refuse)
+        refuse_others(graph, candidates, refuse)
+        if not selected:
+            reasons = [f"{r.where}: {r.reason}" for r in context.log.refusals[:3]]
+            raise PreconditionError(
+                "nothing in this model can be quantized" + "".join(f"; {r}" for r in reasons),
+                fix="take quantize_int8 out of this variant, or keep less in float",
+            )
+        return selected
+
+    def _estimator(self) -> RangeEstimator:
+        from optimc.calibration.ranges import MeanSquaredError, MinMax, Percentile
+
+        if self.ranges == "percentile":
+            return Percentile(self.percentile)
+        return MinMax() if self.ranges == "minmax" else MeanSquaredError()
+
+
+def matches(node: ir.Node, pattern: str) -> bool:
+    """Whether a pattern of `keep_float` names a node: by name, operator type or source name."""
+    names = [node.name or "", node.op_type]
+    names += [str(value.meta[SOURCE_KEY]) for value in node.outputs if SOURCE_KEY in value.meta]
+    return any(fnmatchcase(name, pattern) for name in names)
+
+
+def _refuser(context: PassContext) -> Callable[[ir.Node, str], None]:
+    from optimc.passes._quantize_units import node_label
+
+    def refuse(node: ir.Node, reason: str) -> None:
+        context.log.refuse(f"quantize {node.op_type}", node_label(node), reason)
+
+    return refuse
+
+
+def _stats(graph: ir.Graph) -> dict[str, int]:
+    """How many Q and DQ the graph holds."""
+    types = [node.op_type for node in graph]
+    return {name: types.count(name) for name in ("QuantizeLinear", "DequantizeLinear")}
+
+
+def _spec(context: PassContext) -> QuantizationSpec:
+    spec = context.spec.quantization
+    if spec is None:
+        raise PreconditionError(
+            f"the target `{context.spec.runtime}` runs no INT8",
+            fix="take quantize_int8 out of the variants of this target",
+        )
+    return spec
+
+
+def _ir(model: Any) -> ir.Model:
+    return model.ir  # type: ignore[no-any-return]

@@ -1,0 +1,128 @@
+"""The cache: whole or absent, shared by processes, bounded, and checked."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from optimc.core.errors import InputError
+from optimc.core.files import TEMPORARY_PREFIX
+from optimc.pipeline.cache import Cache
+
+
+def _write(text: str):
+    def write(folder: Path) -> None:
+        (folder / "a.txt").write_text(text, encoding="utf-8")
+
+    return write
+
+
+def _age(cache: Cache, key: str, seconds: float) -> None:
+    entry = cache.root / "pass" / key[:2] / key / "entry.json"
+    then = time.time() - seconds
+    os.utime(entry, (then, then))
+
+
+def test_an_entry_is_found_again_by_its_kind_and_key(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    assert cache.get("pass", "k1") is None
+    place = cache.put("pass", "k1", _write("x"))
+    assert cache.get("pass", "k1") == place
+    assert (place / "a.txt").read_text() == "x"
+    assert cache.get("engine", "k1") is None
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+
+    def fail(folder: Path) -> None:
+        (folder / "a.txt").write_text("half")
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError):
+        cache.put("pass", "k1", fail)
+    assert cache.get("pass", "k1") is None
+    assert not list(cache.root.glob(f"{TEMPORARY_PREFIX}*"))
+
+
+def test_a_truncated_entry_counts_as_absent_and_can_be_written_again(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    place = cache.put("pass", "k1", _write("long text"))
+    (place / "a.txt").write_text("lo")
+    assert cache.get("pass", "k1") is None
+    cache.put("pass", "k1", _write("long text"))
+    found = cache.get("pass", "k1")
+    assert found is not None and (found / "a.txt").read_text() == "long text"
+
+
+def test_verify_finds_a_flipped_byte_that_sizes_do_not_show(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    place = cache.put("pass", "k1", _write("abc"))
+    cache.put("pass", "k2", _write("abc"))
+    (place / "a.txt").write_text("abd")
+    assert [entry.key for entry in cache.verify()] == ["k1"]
+    assert cache.get("pass", "k1") is None
+    assert cache.get("pass", "k2") is not None
+
+
+def test_prune_removes_what_was_used_longest_ago(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    for number, key in enumerate(["k1", "k2", "k3"]):
+        cache.put("pass", key, _write("x" * 1000))
+        _age(cache, key, 10_000 - number)
+    cache.get("pass", "k1")
+    freed = cache.prune(2000)
+    assert freed == 1000
+    assert [cache.get("pass", key) is not None for key in ("k1", "k2", "k3")] == [True, False, True]
+
+
+def test_prune_leaves_what_was_just_used(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    cache.put("pass", "k1", _write("x" * 1000))
+    assert cache.prune(0) == 0
+    assert cache.get("pass", "k1") is not None
+
+
+def test_two_processes_writing_the_same_entry_both_succeed(tmp_path: Path) -> None:
+    program = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from optimc.pipeline.cache import Cache\n"
+        "cache = Cache(Path(sys.argv[1]))\n"
+        "for n in range(50):\n"
+        "    def write(folder):\n"
+        "        (folder / 'a.txt').write_text('x' * 1000)\n"
+        "    place = cache.put('pass', f'k{n}', write)\n"
+        "    assert (place / 'a.txt').read_text() == 'x' * 1000\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    processes = [subprocess.Popen(command) for _ in range(2)]
+    assert [process.wait(60) for process in processes] == [0, 0]
+    assert len(list(Cache(tmp_path).entries())) == 50
+
+
+def test_a_cache_that_is_off_finds_nothing_and_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("OPTIMC_CACHE_DIR", str(tmp_path / "cache"))
+    cache = Cache(enabled=False)
+    cache.put("pass", "k1", _write("x"))
+    folder = cache.folder
+    cache.close()
+    assert not folder.exists()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_cache_folder_that_is_a_file_is_one_clear_message(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("not a folder")
+    with pytest.raises(InputError, match="OPTIMC_CACHE_DIR"):
+        Cache(tmp_path / "cache")
+
+
+def test_a_size_that_is_no_number_is_one_clear_message(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("OPTIMC_CACHE_SIZE_GB", "much")
+    with pytest.raises(InputError, match="`much` is not a size"):
+        Cache(tmp_path)
