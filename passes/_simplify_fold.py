@@ -58,6 +58,10 @@ HEAVY = frozenset(
 )  # fmt: skip
 """Operators whose reference implementation takes long for its size."""
 
+DISPUTED = frozenset({"MaxUnpool", "Resize", "Upsample"})
+"""Operators for which onnx's reference implementation and ONNX Runtime do not always agree."""
+
+_IS_RANDOM = "a random operator gives another result at each run"
 _HEAVY_ELEMENTS = 2**16
 _MATRIX_PRODUCTS = frozenset({"Gemm", "MatMul"})
 _PRODUCT_OPERATIONS = 2**31
@@ -165,7 +169,7 @@ class _Folder(FoldConstantsPass):  # type: ignore[misc]
                 self._refuse(node, "quantized values stay, to keep where they are quantized")
             return True
         if node.op_type in RANDOM - {"Dropout"}:
-            self._refuse(node, "a random operator gives another result at each run")
+            self._refuse(node, _IS_RANDOM)
             return True
         # Two evaluators of onnxscript forget an attribute.
         if node.op_type == "SplitToSequence":
@@ -215,11 +219,12 @@ class _Folder(FoldConstantsPass):  # type: ignore[misc]
 
 
 def _is_inferred(node: ir.Node) -> bool:
-    """Whether dtypes and all dims of the outputs are known, by number or by name."""
+    """Whether inference has no more to say: dims are numbers, or names where inputs are dynamic."""
+    constant = all(value is None or value.const_value is not None for value in node.inputs)
     return all(
         value.dtype is not None
         and value.shape is not None
-        and all(isinstance(dim, int) or dim.value is not None for dim in value.shape)
+        and all(isinstance(d, int) or (d.value is not None and not constant) for d in value.shape)
         for value in node.outputs
     )
 
@@ -233,7 +238,12 @@ def _why_not(node: ir.Node, work: Work) -> str | None:
     """Why a node with constant inputs is not folded, or None."""
     if len(node.outputs) != 1:
         return "nodes with several outputs are not folded"
-    checks: tuple[Callable[[ir.Node, Work], str | None], ...] = (_by_type, _by_size, _by_effort)
+    checks: tuple[Callable[[ir.Node, Work], str | None], ...] = (
+        _by_type,
+        _by_reader,
+        _by_size,
+        _by_effort,
+    )
     return next((reason for check in checks if (reason := check(node, work)) is not None), None)
 
 
@@ -242,10 +252,24 @@ def _by_type(node: ir.Node, work: Work) -> str | None:
     dtypes = [value.dtype for value in (*node.inputs, output) if value is not None]
     if ir.DataType.STRING in dtypes:
         return "strings are not folded"
-    floating = output.dtype is None or output.dtype.is_floating_point()
-    if work.quantized and floating and node.op_type not in MOVES_DATA:
+    if node.op_type in RANDOM:
+        return _IS_RANDOM
+    if node.op_type in DISPUTED:
+        return f"runtimes do not agree on every case of {node.op_type}"
+    if output.dtype is None or not output.dtype.is_floating_point() or node.op_type in MOVES_DATA:
+        return None
+    if work.quantized:
         return "float arithmetic stays as it is in a quantized graph"
+    if output.dtype.bitwidth < 32 and node.op_type != "Cast":
+        return "runtimes round half-precision arithmetic in different places"
     return None
+
+
+def _by_reader(node: ir.Node, work: Work) -> str | None:
+    """ONNX Runtime takes Range's operands as tensors of one element, unless it can see them."""
+    shape = node.outputs[0].shape
+    ranges = any(reader.op_type == "Range" for reader in node.outputs[0].consumers())
+    return "its reader Range wants scalars" if ranges and shape is not None and len(shape) else None
 
 
 def _by_size(node: ir.Node, work: Work) -> str | None:

@@ -100,7 +100,9 @@ class Display(Silent):
         if self._console is not None:
             self._console.print(line, markup=False, soft_wrap=True)
         else:
-            print(f"[{self._elapsed():>7}] {line}", file=sys.stderr, flush=True)
+            # One write a line: engines are built side by side.
+            sys.stderr.write(f"[{self._elapsed():>7}] {line}\n")
+            sys.stderr.flush()
 
     def _elapsed(self) -> str:
         return f"{time.monotonic() - self._started:.1f} s"

@@ -228,7 +228,8 @@ class Engine:
         }
         text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
         (folder / cls.MANIFEST).write_text(text, encoding="utf-8")
-        return cls(folder, manifest)
+        # As `read` gives it: tuples are lists in JSON.
+        return cls(folder, json.loads(text))
 
     @property
     def runtime(self) -> str:

@@ -106,6 +106,15 @@ def _dtype(name: str) -> np.dtype[Any]:
         return np.dtype(getattr(ml_dtypes, name))
 
 
+_LIVE: weakref.WeakSet[Worker] = weakref.WeakSet()
+
+
+def close_all_workers() -> None:
+    """Ends every worker of this process: calls that wait for one raise `WorkerCrashedError`."""
+    for worker in list(_LIVE):
+        worker.close()
+
+
 class Worker:
     """A process that serves ``module:Class``. A context manager; `close` kills what is left.
 
@@ -147,6 +156,7 @@ class Worker:
         self._finalizer = weakref.finalize(
             self, _clean, self._process, ours, self._log, self._scratch
         )
+        _LIVE.add(self)
         self.call("__init__", service=service, options=dict(options or {}))
 
     @property

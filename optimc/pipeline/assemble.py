@@ -67,7 +67,6 @@ def pass_report(outcome: PassOutcome) -> schema.PassReport:
     """One line of the passes' table."""
     finding = outcome.finding
     nothing = "nothing changed" if finding.verdict is Verdict.UNCHANGED else "not compared"
-    noiseless = nothing if finding.max_abs_error is None else "no difference"
     return schema.PassReport(
         name=outcome.name,
         options=dict(outcome.options),
@@ -75,7 +74,7 @@ def pass_report(outcome: PassOutcome) -> schema.PassReport:
         verdict=finding.verdict.value,
         reason=finding.reason,
         max_abs_error=measured(finding.max_abs_error, nothing),
-        sqnr_db=measured(finding.sqnr_db, noiseless),
+        sqnr_db=measured(finding.sqnr_db, nothing),
         nodes=outcome.nodes,
         bytes=outcome.bytes,
         seconds=round(outcome.seconds, 4),
@@ -127,7 +126,7 @@ def engine_report(result: CellResult) -> schema.EngineReport | Skipped:
         identity_of="files" if identity["of"] == "files" else "onnx_graph",
         precision=proof.precision if proof.precision else skipped("the runtime does not say"),
         verdict=proof.finding.verdict.value,
-        sqnr_db=measured(sqnr, "no difference" if proof.against_source else "not compared"),
+        sqnr_db=measured(sqnr, "not compared"),
         verification=schema.Verification(
             against_onnx=_comparison(proof.against_onnx, proof),
             against_source=_comparison(proof.against_source, proof),
@@ -152,8 +151,8 @@ def _comparison(agreement: Agreement | None, proof: EngineProof) -> schema.Compa
     if agreement is None:
         return skipped(proof.finding.reason or "not compared")
     return schema.Comparison(
-        max_rel_error=measured(agreement.max_rel_error, "infinite"),
-        sqnr_db=measured(agreement.sqnr_db, "no difference"),
+        max_rel_error=agreement.max_rel_error,
+        sqnr_db=agreement.sqnr_db,
         samples=agreement.samples,
     )
 

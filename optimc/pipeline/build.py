@@ -23,6 +23,7 @@ from optimc.pipeline.ingest import read_source
 from optimc.pipeline.manager import PassInputs, PassManager, PassOutcome
 from optimc.pipeline.observer import BuildObserver, Dumper
 from optimc.pipeline.oracle import Oracle
+from optimc.pipeline.parallel import run_side_by_side
 from optimc.pipeline.plan import Step, make_plan
 from optimc.pipeline.probes import Effort, ProbeSource, probes_digest
 from optimc.pipeline.verification import PassVerifier, Segment, Verdict
@@ -131,8 +132,12 @@ class Build:
             self.engines = EngineBuilder(
                 self.cache, self.limits, self.workspace, self.recipe.seed
             )
-            for name, model in models.items():
-                self._build_engine(self.results[name], model, engine_oracle, skip)
+            run_side_by_side(
+                models.items(),
+                lambda item: self._build_engine(
+                    self.results[item[0]], item[1], engine_oracle, skip
+                ),
+            )
 
     def _probes(self) -> ProbeSource:
         return ProbeSource(

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How an engine's outputs compare with one reference's; errors are None where infinite."""
+    """How an engine's outputs compare with one reference's."""
 
-    max_rel_error: float | None
-    sqnr_db: float | None
+    max_rel_error: float
+    sqnr_db: float
     samples: int
 
 
@@ -44,6 +44,7 @@ class EngineProof:
     against_source: Agreement | None
     precision: str | None
     int8_share: float | None
+    """None where no pass made INT8 of anything."""
     islands: tuple[tuple[str, str], ...]
     """Heavy nodes that run in float in a quantized engine, with the reason."""
 
@@ -131,14 +132,14 @@ class EngineBuilder:
             taken = worker.precisions()
             if skip_reason is not None:
                 finding = Finding(Verdict.UNVERIFIED, skip_reason)
-                return _proof(finding, None, None, taken)
+                return _proof(finding, None, None, taken, lossy)
             answers = [worker.run(probe.feeds) for probe in oracle.probes]
         graph = oracle.outputs(model[0].digest, model[1])
         origin = oracle.outputs(source[0].digest, source[1])
         names = oracle.stable_outputs(*source)
         if not names:
             finding = Finding(Verdict.UNVERIFIED, "all outputs depend on random operators")
-            return _proof(finding, None, None, taken)
+            return _proof(finding, None, None, taken, lossy)
         precision = str(engine.manifest["session"].get("precision", "f32"))
         finding = judge_engine(
             precision,
@@ -154,16 +155,11 @@ class EngineBuilder:
         else:
             against = [compare_outputs(r, answers, names) for r in (graph, origin)]
         samples = len(answers)
-        return _proof(finding, *(_agreement(d, samples) for d in against), taken)
+        return _proof(finding, *(_agreement(d, samples) for d in against), taken, lossy)
 
 
 def _agreement(difference: Difference, samples: int) -> Agreement:
-    import math
-
-    def finite(value: float) -> float | None:
-        return value if math.isfinite(value) else None
-
-    return Agreement(finite(difference.max_rel), finite(difference.sqnr_db), samples)
+    return Agreement(difference.max_rel, difference.sqnr_db, samples)
 
 
 def _proof(
@@ -171,6 +167,7 @@ def _proof(
     against_onnx: Agreement | None,
     against_source: Agreement | None,
     taken: Mapping[str, Any],
+    lossy: bool,
 ) -> EngineProof:
     islands = tuple((str(i["node"]), str(i["reason"])) for i in taken.get("islands", ()))
     return EngineProof(
@@ -178,7 +175,7 @@ def _proof(
         against_onnx,
         against_source,
         taken.get("precision"),
-        taken.get("int8_share"),
+        taken.get("int8_share") if lossy else None,
         islands,
     )
 

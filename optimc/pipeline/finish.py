@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from optimc import __version__
-from optimc.core.errors import InputError, OptimcError
+from optimc.core.errors import CellError, InputError, OptimcError
 from optimc.core.files import atomic_folder
 from optimc.core.targets import Engine, Target
 from optimc.pipeline import assemble
@@ -18,6 +18,7 @@ from optimc.pipeline.assemble import CellResult, figures_of, skipped
 from optimc.pipeline.evaluation import Evaluator
 from optimc.pipeline.gate import GateResult, judge
 from optimc.pipeline.lock import lock_path, read_lock, refuse_differences, write_lock
+from optimc.pipeline.parallel import run_side_by_side
 from optimc.pipeline.probes import seeded_array
 from optimc.pipeline.timing import SOURCE, BuildTimings, CellTiming, Subject, Timer
 from optimc.pipeline.versions import tool_versions
@@ -70,18 +71,19 @@ def evaluate(build: Build) -> dict[str, MetricResult | str]:
     )
     engine = source_engine(build, reference_target(_any_target(build)))
     evaluator.evaluate_source(engine)
-    for result in build.cells_alive():
-        assert result.engine is not None
-        try:
-            result.metrics = evaluator.evaluate(result.cell.name, result.engine)
-        except OptimcError as error:
-            if isinstance(error, InputError):
-                raise
-            result.metrics = str(error.what)
-            result.fail(f"evaluation: {error.what}")
-            continue
-        _default_bound(build, result)
+    run_side_by_side(build.cells_alive(), lambda result: _evaluate_cell(build, evaluator, result))
     return evaluator.source_values()
+
+
+def _evaluate_cell(build: Build, evaluator: Evaluator, result: CellResult) -> None:
+    assert result.engine is not None
+    try:
+        result.metrics = evaluator.evaluate(result.cell.name, result.engine)
+    except CellError as error:
+        result.metrics = error.what
+        result.fail(f"evaluation: {error.what}")
+        return
+    _default_bound(build, result)
 
 
 def _any_target(build: Build) -> Target:
@@ -109,7 +111,10 @@ def time_cells(build: Build) -> BuildTimings:
     """Latency of every living cell, in turns with the source."""
     alive = {result.cell.name: result for result in build.cells_alive()}
     if not build.options.measure or not alive:
-        return BuildTimings(noise_floor=NOT_ASKED if not build.options.measure else "nothing was built")
+        reason = "nothing was built" if build.options.measure else NOT_ASKED
+        for result in build.results.values():
+            result.cases = result.load_ms = result.peak_memory_mb = reason
+        return BuildTimings(noise_floor=reason)
     references: dict[str, Engine] = {SOURCE: source_engine(build, reference_target(_first(alive)))}
     cells = {name: _subject(build, result, references) for name, result in alive.items()}
     timer = Timer(
@@ -146,8 +151,9 @@ def _subject(build: Build, result: CellResult, references: dict[str, Engine]) ->
     try:
         own = source_engine(build, target)
         same = _reference(references, own, f"source on {result.cell.target_name}")
-    except OptimcError:
-        same = ""  # this runtime does not take the source as it came in
+    except OptimcError as error:
+        build.notes.append(f"{result.cell.target_name} does not take the source: {error.what}")
+        same = against
     return Subject(result.engine, against, same)
 
 

@@ -27,7 +27,7 @@ _QUANTIZED = frozenset(
         "QuantizeLinear",
     }
 )
-_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
+_PLAIN = re.compile(r"(?:\.{0,2}/)*[A-Za-z_][A-Za-z0-9_./-]*")
 _READ_AS_OTHER = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
 _TORCH = (".pt", ".pt2", ".pth", ".safetensors")
 _PIXELS = (1, 3, 4)

@@ -7,6 +7,7 @@ its predecessor and with the start of its segment.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ _REMEMBERED_BYTES = 512 * 1024 * 1024
 
 
 class Oracle:
-    """Answers for models on a fixed set of probes. A context manager."""
+    """Answers for models on a fixed set of probes, one question at a time. A context manager."""
 
     def __init__(self, probes: Sequence[Probe], limits: Limits, *, threads: int = 1) -> None:
         self.probes = tuple(probes)
@@ -32,53 +33,57 @@ class Oracle:
         self._worker: Worker | None = None
         self._known: OrderedDict[str, list[Outputs]] = OrderedDict()
         self._stable: dict[str, tuple[str, ...]] = {}
+        self._turn = threading.RLock()
 
     def outputs(self, digest: str, path: Path) -> list[Outputs]:
         """The outputs for every probe, in their order, of the ONNX file `path` named `digest`.
 
         Raises VerificationError where the runtime refuses, WorkerError where it dies or hangs.
         """
-        if digest in self._known:
-            self._known.move_to_end(digest)
-            return self._known[digest]
-        answers = self.run(path)
-        self._known[digest] = answers
-        while len(self._known) > 2 and self._remembered() > _REMEMBERED_BYTES:
-            self._known.popitem(last=False)
-        return answers
+        with self._turn:
+            if digest in self._known:
+                self._known.move_to_end(digest)
+                return self._known[digest]
+            answers = self.run(path)
+            self._known[digest] = answers
+            while len(self._known) > 2 and self._remembered() > _REMEMBERED_BYTES:
+                self._known.popitem(last=False)
+            return answers
 
     def run(self, path: Path) -> list[Outputs]:
         """The outputs for every probe, asked anew."""
-        if self._worker is None:
-            self._worker = Worker(
-                "optimc.pipeline.oracle_service:OracleService",
-                {"threads": self._threads},
-                name="the verification's ONNX Runtime",
-                limits=self._limits,
-            )
-        try:
-            replies = [
-                self._worker.call("run", probe.feeds, path=str(path)).arrays
-                for probe in self.probes
-            ]
-            self._worker.call("forget", path=str(path))
-        except WorkerError:
-            self.close()
-            raise
-        return list(replies)
+        with self._turn:
+            if self._worker is None:
+                self._worker = Worker(
+                    "optimc.pipeline.oracle_service:OracleService",
+                    {"threads": self._threads},
+                    name="the verification's ONNX Runtime",
+                    limits=self._limits,
+                )
+            try:
+                replies = [
+                    self._worker.call("run", probe.feeds, path=str(path)).arrays
+                    for probe in self.probes
+                ]
+                self._worker.call("forget", path=str(path))
+            except WorkerError:
+                self.close()
+                raise
+            return list(replies)
 
     def stable_outputs(self, model: OnnxModel, path: Path) -> tuple[str, ...]:
         """The outputs that are the same when the model runs twice: no random operator, no garbage.
 
         Raises what `outputs` raises.
         """
-        if model.digest not in self._stable:
-            first, again = self.outputs(model.digest, path), self.run(path)
-            names = [spec.name for spec in model.signature.outputs]
-            self._stable[model.digest] = tuple(
-                name for name in names if compare_outputs(first, again, [name]).bit_equal
-            )
-        return self._stable[model.digest]
+        with self._turn:
+            if model.digest not in self._stable:
+                first, again = self.outputs(model.digest, path), self.run(path)
+                names = [spec.name for spec in model.signature.outputs]
+                self._stable[model.digest] = tuple(
+                    name for name in names if compare_outputs(first, again, [name]).bit_equal
+                )
+            return self._stable[model.digest]
 
     def _remembered(self) -> int:
         return sum(a.nbytes for runs in self._known.values() for run in runs for a in run.values())

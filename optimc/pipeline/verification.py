@@ -7,7 +7,6 @@ final ONNX model and with the source. What could not be compared is `unverified`
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -158,16 +157,9 @@ def judge_lossy(
 def finding_of(
     verdict: Verdict, difference: Difference, samples: int, reason: str | None
 ) -> Finding:
-    """A finding with the figures of `difference`; an infinite SQNR (nothing differs) is None."""
-    sqnr = difference.sqnr_db
-    return Finding(
-        verdict,
-        reason,
-        difference.max_abs,
-        difference.max_rel,
-        sqnr if math.isfinite(sqnr) else None,
-        samples,
-    )
+    """A finding with the figures of `difference`; the SQNR is infinite where nothing differs."""
+    figures = (difference.max_abs, difference.max_rel, difference.sqnr_db)
+    return Finding(verdict, reason, *figures, samples)
 
 
 def judge_engine(

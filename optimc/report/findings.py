@@ -96,9 +96,12 @@ def _of_cell(cell: Cell) -> Iterator[tuple[Kind, str, str]]:
             yield kinds[step.verdict], f"pass {step.name}", step.reason or ""
     for reason in cell.unverified:
         yield "unverified", "engine", reason
+    # A pass that changed nothing has no error: its verdict says so.
+    unchanged = tuple(f"passes[{p.name}]." for p in cell.passes if p.verdict == "unchanged")
     if cell.status == "built":  # of a cell that was not built, the one reason is enough
         for path, value in _skipped(cell, ""):
-            yield "not measured", _INDEX.sub("", path), value.skipped
+            if not path.startswith(unchanged):
+                yield "not measured", _INDEX.sub("", path), value.skipped
 
 
 def _skipped(node: Any, path: str) -> Iterator[tuple[str, Skipped]]:
@@ -113,5 +116,5 @@ def _skipped(node: Any, path: str) -> Iterator[tuple[str, Skipped]]:
             yield from _skipped(item, f"{path}.{key}")
     elif isinstance(node, list | tuple):
         for index, item in enumerate(node):
-            label = item.name if hasattr(item, "variant") and hasattr(item, "name") else index
+            label = getattr(item, "name", index)
             yield from _skipped(item, f"{path}[{label}]")

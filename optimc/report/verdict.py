@@ -65,10 +65,12 @@ def shipped(report: Report) -> tuple[Cell, ...]:
 
 
 def check_title(check: Check) -> str:
-    """The limit in words: ``drop.top1`` is ``top1 drop``, ``latency_ms.p99`` is ``p99``."""
+    """The limit in words: ``top1 drop`` for ``drop.top1``, ``p99`` for ``latency_ms.p99``."""
     kind, _, which = check.name.partition(".")
     if kind == "drop" and which:
         return f"{which} drop"
+    if kind == "metrics" and which:
+        return which
     if kind == "latency_ms":
         return which or "latency"
     plain = {"throughput_per_s": "throughput", "size_mb": "size", "speedup": "speed-up"}
@@ -121,13 +123,13 @@ def check_value(check: Check) -> str:
 
 def samples_text(check: Check, samples: int) -> str:
     """``n=500``, and in words where it is runs or sessions that are counted."""
-    if check.name.startswith("drop"):
+    if check.name.startswith(("drop", "metrics")):
         return f"n={figures.count(samples)}"
     return f"{figures.count(samples)} {_counted(check)}"
 
 
 def _counted(check: Check) -> str:
-    if check.name.startswith("drop"):
+    if check.name.startswith(("drop", "metrics")):
         return "samples"
     return "session pairs" if check.name.startswith("speedup") else "runs"
 

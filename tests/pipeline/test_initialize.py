@@ -126,6 +126,10 @@ def test_paths_are_relative_to_the_recipe(tmp_path: Path, monkeypatch: pytest.Mo
     to = tmp_path / "recipes" / "recipe.yaml"
     write_initial_recipe(model, to)
     assert 'model: {onnx: "../models/my model.onnx"}' in to.read_text()
+    assert "model: {onnx: ../../m.onnx}" in initial_recipe(
+        save(tmp_path / "m.onnx", {"x": (TensorProto.FLOAT, [1])}),
+        to=tmp_path / "a" / "b" / "recipe.yaml",
+    )
     assert load_recipe(to).model.onnx.resolve() == model
     monkeypatch.chdir(tmp_path / "models")
     text = initial_recipe(Path("my model.onnx"), to=Path("here.yaml"))

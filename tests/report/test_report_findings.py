@@ -50,6 +50,21 @@ def test_every_skip_of_a_built_cell_is_a_finding() -> None:
     }
 
 
+def test_a_pass_that_changed_nothing_misses_no_error() -> None:
+    report = example_report()
+    none = Skipped(skipped="nothing changed")
+    step = (
+        report.results[0]
+        .passes[0]
+        .model_copy(update={"verdict": "unchanged", "max_abs_error": none, "sqnr_db": none})
+    )
+    cell = report.results[0].model_copy(update={"passes": (step,)})
+    changed = report.model_copy(update={"results": (cell, *report.results[1:])})
+    paths = {figure.path for figure in skipped_figures(changed)}
+    assert "results[fp32/ort].passes[simplify].sqnr_db" in paths
+    assert "nothing changed" not in {finding.reason for finding in findings(changed)}
+
+
 def test_refusals_are_grouped_by_reason_the_commonest_first() -> None:
     pairs = (("a", "x"), ("b", "y"), ("c", "y"))
     groups = refusal_groups(tuple(Refusal(node=node, reason=reason) for node, reason in pairs))

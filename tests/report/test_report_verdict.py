@@ -118,6 +118,10 @@ def _check(**changes: object) -> Check:
             "int8/ov passed: p99 12.34 ms [12.10, 13.90], limit 100 ms, 600 runs; margin 86 ms",
         ),
         (
+            _check(name="metrics.top1", bound="at_least", limit=0.9, samples_to_decide=None),
+            "int8/ov undecided: top1 0.004 ± 0.003, at least 0.9 needed, n=500",
+        ),
+        (
             _check(
                 name="size_mb",
                 limit=50.0,

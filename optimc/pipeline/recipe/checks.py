@@ -52,7 +52,8 @@ class _Checker:
             node = self._root.get(section)
             if node is not None and node.value == {}:
                 self._add(node, f"{section} names none", f"name at least one {needed}")
-        if "variants" not in _mapping(self._root):
+        sections = _mapping(self._root)
+        if "variants" not in sections and not did_you_mean("variants", sections):
             fix = "for example `variants: {fp32: []}`"
             self._problems.add(self._root.place, "missing key `variants`", fix)
         self._check_targets()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from optimc.core.errors import OptimcError
+from optimc.core.errors import OptimcError, did_you_mean
 from optimc.core.passes import Pass
 from optimc.core.registry import pass_class, target_class
 from optimc.core.targets import Target
@@ -113,15 +113,16 @@ class NamedReader:
         self, node: Node, value: dict[str, Node], location: Location
     ) -> Variant | None:
         known = list(Variant.model_fields)
+        unknown = [key for key in value if key not in known]
         for key, child in value.items():
-            if key not in known:
+            if key in unknown:
                 what = f"unknown key {quoted(key)} in {dotted(location)}"
                 self._reading.note(child, what, known_names(key, known))
         passes = value.get("passes")
         if passes is None:
-            self._reading.note(
-                node, f"missing key `passes` in {dotted(location)}", "passes: [] for none"
-            )
+            if not did_you_mean("passes", unknown):
+                what = f"missing key `passes` in {dotted(location)}"
+                self._reading.note(node, what, "passes: [] for none")
             return None
         entries = self._passes(passes, (*location, "passes"))
         targets = value.get("targets")

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from optimc.core.errors import did_you_mean
 from optimc.pipeline.recipe.locate import Location, Node, Problems, quoted
 from optimc.pipeline.recipe.named import NamedReader
 from optimc.pipeline.recipe.reading import Reading
@@ -51,6 +52,8 @@ class _SectionReader:
             if key not in SECTIONS:
                 self._reading.note(node, f"unknown key {quoted(key)}", known_names(key, SECTIONS))
         plain = {key: node for key, node in root.value.items() if key in Sections.model_fields}
+        if "model" not in plain and did_you_mean("model", root.value):
+            plain["model"] = Node(None, root.place, bad=True)  # misspelt, which is said already
         fields: dict[str, Any] = {}
         sections = validate(Sections, Node(plain, root.place), (), self._reading.problems)
         if sections is not None:

@@ -85,8 +85,11 @@ class _Translator:
     def note(self, error: ValidationError) -> None:
         """One problem for each place: the alternatives of a union are one problem."""
         groups: dict[Location, list[_Error]] = {}
-        for item in error.errors(include_url=False, include_context=True):
-            groups.setdefault(_below(self._root, item), []).append(item)
+        errors: Sequence[_Error] = error.errors(include_url=False, include_context=True)
+        unknown = [item["loc"] for item in errors if item["type"] == "extra_forbidden"]
+        for item in errors:
+            if item["type"] != "missing" or not _misspelt(item["loc"], unknown):
+                groups.setdefault(_below(self._root, item), []).append(item)
         for location, errors in groups.items():
             # Of a union's alternatives, the one that went deeper is what was meant.
             if any(_is_below(other, location) for other in groups):
@@ -129,6 +132,12 @@ class _Translator:
 
     def _at(self, location: Location) -> Any:
         return _shape_at(self._shape, location)
+
+
+def _misspelt(missing: Location, unknown: Sequence[Location]) -> bool:
+    """Whether the missing key is there under a name that is near: then that is said alone."""
+    beside = [str(location[-1]) for location in unknown if location[:-1] == missing[:-1]]
+    return did_you_mean(str(missing[-1]), beside) is not None
 
 
 def _telling(node: Node, errors: Sequence[_Error]) -> Node:
@@ -210,7 +219,7 @@ def _statement(error: _Error, value: Any) -> str:
     kind, context = error["type"], error.get("ctx", {})
     if kind in _BOUNDS:
         key, text = _BOUNDS[kind]
-        return f"{quoted(value)} {text.format(context[key])}"
+        return f"{quoted(value)} {text.format(_number(context[key]))}"
     if kind in ("too_short", "too_long"):
         least = kind == "too_short"
         count = context["min_length" if least else "max_length"]
@@ -220,11 +229,17 @@ def _statement(error: _Error, value: Any) -> str:
         return "too few entries"
     if kind == "string_too_short":
         return "must not be empty"
+    if kind == "string_pattern_mismatch":
+        return f"{quoted(value)} is not of the form {context['pattern']}"
     if kind == "value_error":
         return str(context["error"])
     if kind == "unknown_choice":  # entries of `data` that are told by their key
         return str(error["msg"]).replace("; ", _FIX, 1)
     return _plain_message(error, value)
+
+
+def _number(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _plain_message(error: _Error, value: Any) -> str:

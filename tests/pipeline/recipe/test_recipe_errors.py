@@ -264,7 +264,7 @@ def test_values_that_do_not_fit(refusal: Refusal, text: str, message: str, fix: 
             "2:50: variants.int8.passes[0].simplify.required: expected true or false, got `1`",
             None,
         ),
-        ("{int8: {pass: []}}", "2:12: missing key `passes` in variants.int8", None),
+        ("{int8: {targets: [ort]}}", "2:12: missing key `passes` in variants.int8", None),
         ("{int8: {passes: [], targets: ort}}", "2:40: variants.int8.targets: expected a", None),
         (
             "{int8: {passes: [], targets: [orr]}}",
@@ -329,6 +329,22 @@ def test_kinds_of_models_that_are_not_there_yet(refusal: Refusal, key: str) -> N
     error = refusal(f"model: {{{key}: x, weights: {{file: w}}}}\nvariants: {{fp32: []}}\n")
     assert f"recipe.yaml:1:9: `{key}` under `model` is not supported yet" in str(error)
     assert "export it to ONNX" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("modle: {onnx: model.onnx}\nvariants: {a: []}\n", "1:1: unknown key `modle`"),
+        ("model: {onnx: model.onnx}\nvariant: {a: []}\n", "2:1: unknown key `variant`"),
+        ("model: {onx: model.onnx}\nvariants: {a: []}\n", "1:9: unknown key `onx` in model"),
+        (HEAD + "dims: {n: {min: 1, typicl: 1, max: 1}}\n", "3:20: unknown key `typicl` in"),
+        ("model: {onnx: model.onnx}\nvariants: {a: {pases: []}}\n", "2:16: unknown key `pases`"),
+    ],
+)
+def test_a_misspelt_key_is_not_missing_too(refusal: Refusal, text: str, message: str) -> None:
+    error = refusal(text)
+    assert str(error).startswith(f"recipe.yaml:{message}")
+    assert len(error.problems) == 1
 
 
 def test_the_model_must_be_named_and_be_there(refusal: Refusal) -> None:

@@ -1,0 +1,75 @@
+"""Measuring real ONNX Runtime sessions in worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from optimc.measure.latency import SamplingPlan, Timings, measure
+from optimc.measure.statistics import Interval, Percentile
+from optimc.testing.timed import TimedChain
+
+LAYERS = 20
+
+
+@pytest.fixture(scope="module")
+def engines() -> Iterator[dict[str, TimedChain]]:
+    sizes = {"source": LAYERS, "again": LAYERS, "slower": LAYERS * 3 // 2}
+    with ExitStack() as stack:
+        made = {name: TimedChain(name, layers) for name, layers in sizes.items()}
+        for engine in made.values():
+            stack.enter_context(engine.worker)
+        yield made
+
+
+def ratio(timings: Timings, subject: str) -> Interval:
+    interval = timings.ratio(subject, "source")
+    assert isinstance(interval, Interval), interval
+    return interval
+
+
+def equal_runs(engines: dict[str, TimedChain], runs: int, seconds: float) -> list[Interval]:
+    """Gate runs of an engine against itself: they stop when a limit of 0.9 is decided."""
+    subjects = {name: engines[name] for name in ("source", "again")}
+    return [
+        ratio(
+            measure(
+                subjects,
+                SamplingPlan(at_most_s=seconds),
+                decided=lambda timings: ratio(timings, "again").lower > 0.9,
+                seed=seed,
+            ),
+            "again",
+        )
+        for seed in range(runs)
+    ]
+
+
+def covering(intervals: list[Interval]) -> int:
+    return sum(interval.ci95[0] <= 1 <= interval.ci95[1] for interval in intervals)
+
+
+def test_an_engine_against_itself_covers_one(engines):
+    assert covering(equal_runs(engines, 3, 1.5)) >= 2
+
+
+def test_an_inserted_slowdown_moves_the_interval(engines):
+    subjects = {name: engines[name] for name in ("source", "slower")}
+    timings = measure(
+        subjects,
+        SamplingPlan(at_most_s=15),
+        decided=lambda timings: ratio(timings, "slower").ci95[1] < 0.9,
+    )
+    assert ratio(timings, "slower").ci95[1] < 0.9
+    latency = timings.latency("slower")
+    assert isinstance(latency.p50, Percentile)
+    assert 0.01 < latency.p50.ms < 100
+    assert latency.runs >= 500
+    assert all(milliseconds > 0 for milliseconds in latency.load_ms)
+
+
+@pytest.mark.slow
+def test_twenty_runs_against_itself_cover_one(engines):
+    assert covering(equal_runs(engines, 20, 2.5)) >= 18
