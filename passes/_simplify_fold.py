@@ -26,8 +26,10 @@ from optimc.passes._simplify_check import contradiction, fits
 from optimc.passes._simplify_graph import RANDOM
 from optimc.passes._simplify_work import (
     ANCHOR_DOMAIN,
+    BREAKS_RANGE,
     QUANTIZED,
     Work,
+    breaks_range,
     detach_subgraphs,
     is_identity,
     keep_source,
@@ -260,16 +262,13 @@ def _by_type(node: ir.Node, work: Work) -> str | None:
         return None
     if work.quantized:
         return "float arithmetic stays as it is in a quantized graph"
-    if output.dtype.bitwidth < 32 and node.op_type != "Cast":
+    if output.dtype.bitwidth < 32:
         return "runtimes round half-precision arithmetic in different places"
     return None
 
 
 def _by_reader(node: ir.Node, work: Work) -> str | None:
-    """ONNX Runtime takes Range's operands as tensors of one element, unless it can see them."""
-    shape = node.outputs[0].shape
-    ranges = any(reader.op_type == "Range" for reader in node.outputs[0].consumers())
-    return "its reader Range wants scalars" if ranges and shape is not None and len(shape) else None
+    return BREAKS_RANGE if breaks_range(node.outputs[0], node.outputs[0]) else None
 
 
 def _by_size(node: ir.Node, work: Work) -> str | None:

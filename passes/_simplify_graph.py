@@ -15,7 +15,9 @@ from optimc.core.onnx_digest import tensor_digest
 from optimc.core.onnx_signature import all_graphs
 from optimc.passes._simplify_work import (
     ANCHOR_DOMAIN,
+    BREAKS_RANGE,
     Work,
+    breaks_range,
     detach_subgraphs,
     is_identity,
     keep_source,
@@ -93,8 +95,13 @@ def remove_identities(work: Work) -> None:
             if not (is_identity(node) or _is_read_anchor(node)):
                 continue
             source, output = node.inputs[0], node.outputs[0]
-            if source is None or not work.allow("remove_identity", where(node)):
+            if source is None:
                 continue
+            if source.const_value is not None and breaks_range(output, source):
+                work.log.refuse("remove_identity", where(node), BREAKS_RANGE)
+                continue
+            if not work.allow("remove_identity", where(node)):
+                return
             _merge_type(source, output)
             output.replace_all_uses_with(source)
             if is_identity(node):

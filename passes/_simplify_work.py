@@ -139,6 +139,18 @@ def keep_source(value: ir.Value, replaced: ir.Value) -> None:
         value.meta[SOURCE_KEY] = replaced.meta[SOURCE_KEY]
 
 
+BREAKS_RANGE = "its reader Range wants scalars, and would get a constant of another shape"
+
+
+def breaks_range(value: ir.Value, constant: ir.Value) -> bool:
+    """Whether a Range reads `value` and must not see that it is `constant`.
+
+    ONNX wants scalars there. ONNX Runtime takes tensors of one element too, but no such constants.
+    """
+    reads = any(reader.op_type == "Range" for reader in value.consumers())
+    return reads and constant.shape is not None and len(constant.shape) > 0
+
+
 def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
     """The graphs in a node's attributes."""
     for attribute in node.attributes.values():

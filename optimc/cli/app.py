@@ -70,7 +70,7 @@ def build(
     recipe: RecipePath,
     out: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("-o", "--out", metavar="DIR", help="Where to [default: optimc-build/<recipe>]."),
+        typer.Option("-o", "--out", metavar="DIR", help="Where to: optimc-build/<recipe>."),
     ] = None,
     variant: Annotated[
         Optional[str],  # noqa: UP045
@@ -96,7 +96,7 @@ def build(
         bool, typer.Option("--no-measure", help="Build and verify only: no metrics, no latency.")
     ] = False,
     fail_on_rollback: Annotated[
-        bool, typer.Option("--fail-on-rollback", help="A pass that was rolled back fails its cells.")
+        bool, typer.Option("--fail-on-rollback", help="A rolled-back pass fails its cells.")
     ] = False,
     verify: Annotated[
         Literal["fast", "full", "off"],

@@ -68,7 +68,9 @@ def _print_model(path: Path, found: dict[str, Any]) -> None:
     print(f"parameters  {stats['parameters']:,} ({stats['bytes'] / 1e6:,.2f} MB)")
     for dtype, size in found["weights"].items():
         print(f"  {dtype:<10}{size / 1e6:10.3f} MB")
-    print(f"MACs        {found['macs']:,} ({2 * found['macs'] / 1e6:,.1f} MFLOPs), symbolic dims at 1")
+    print(
+        f"MACs        {found['macs']:,} ({2 * found['macs'] / 1e6:,.1f} MFLOPs), symbolic dims at 1"
+    )
     if found["unknown_macs"]:
         print(f"  not counted, shapes unknown: {', '.join(found['unknown_macs'][:5])}")
     print("operators   " + ", ".join(f"{n} {name}" for name, n in found["operators"].items()))

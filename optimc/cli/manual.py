@@ -37,12 +37,13 @@ def manual_page(pass_: type[Pass]) -> str:
     if not fields:
         lines.append("  no options")
     reads = ", ".join(sorted(pass_.reads)) or "nothing but the model"
-    lines += ["", f"Reads: {reads}. Required by default: {'yes' if pass_.required_by_default else 'no'}."]
+    required = "yes" if pass_.required_by_default else "no"
+    lines += ["", f"Reads: {reads}. Required by default: {required}."]
     return "\n".join(lines)
 
 
 def _text(value: Any) -> str:
-    return json.dumps(value, default=lambda item: sorted(item) if isinstance(item, frozenset) else str(item))
+    return json.dumps(value, default=lambda x: sorted(x) if isinstance(x, frozenset) else str(x))
 
 
 def run_targets() -> int:

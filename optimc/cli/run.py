@@ -27,7 +27,7 @@ def run(arguments: list[str]) -> int:
         # The reader went away (`| head`): not an error; keep the interpreter from saying so.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(ExitCode.OK)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (whatever is left is a bug, told in one message)
         return _bug(error)
 
 

@@ -85,7 +85,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     return f"did you mean `{near[0]}`?" if near else None
 
 
-def unknown_name(kind: str, word: str, known: Iterable[str], *, where: str | None = None) -> InputError:
+def unknown_name(
+    kind: str, word: str, known: Iterable[str], *, where: str | None = None
+) -> InputError:
     """The error for a name that does not exist, with the near one or the whole list."""
     names = sorted(known)
     hint = did_you_mean(word, names)

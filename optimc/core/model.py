@@ -122,7 +122,7 @@ class Model(ABC):
 
 @dataclass(frozen=True, slots=True)
 class ModelStats:
-    """What a table shows of a model: nodes with those of subgraphs, bytes and elements of weights."""
+    """What a table shows of a model: nodes (subgraphs' too), bytes and elements of weights."""
 
     nodes: int
     bytes: int
@@ -259,5 +259,5 @@ def restore_provenance(model: ir.Model, provenance: Mapping[str, str]) -> None:
     from optimc.core.onnx_signature import all_values
 
     for value in all_values(model):
-        if value.name in provenance:
+        if value.name is not None and value.name in provenance:
             value.meta[SOURCE_KEY] = provenance[value.name]

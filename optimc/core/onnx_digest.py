@@ -104,7 +104,11 @@ class _GraphHasher:
     def _reference(self, value: ir.Value | None) -> Any:
         if value is None:
             return None
-        if value not in self._numbers and value.const_value is not None and value.producer() is None:
+        if (
+            value not in self._numbers
+            and value.const_value is not None
+            and value.producer() is None
+        ):
             self._define(value)
             return ["initializer", self._numbers[value], tensor_digest(value.const_value)]
         # A value that is read before it is defined (an unsorted graph) gets its number here.

@@ -27,7 +27,7 @@ class NameTable:
         return cls(value.name for value in _values_in_order(model) if value.name)
 
     def unique(self, wanted: str) -> str:
-        """`wanted` where it is free, else with the first free number behind it; taken from now on."""
+        """`wanted` where it is free, else with the first free number behind it; then taken."""
         name = wanted
         while name in self._used:
             self._counters[wanted] = self._counters.get(wanted, 0) + 1

@@ -57,7 +57,7 @@ def all_values(model: ir.Model) -> Iterator[ir.Value]:
 
 
 def stats_of(model: ir.Model) -> ModelStats:
-    """Nodes (with subgraphs'), bytes and elements of initializers and of constants in attributes."""
+    """Nodes (subgraphs' too), bytes and elements of initializers and constant attributes."""
     tensors = [v.const_value for g in all_graphs(model) for v in g.initializers.values()]
     nodes = 0
     for node in model.graph.all_nodes():

@@ -161,7 +161,7 @@ class PassContext:
 
     @property
     def calibration(self) -> Calibration:
-        """The calibration statistics. Raises UndeclaredInputError unless CALIBRATION is declared."""
+        """The calibration. Raises UndeclaredInputError unless CALIBRATION is declared."""
         self._declared(Input.CALIBRATION)
         assert self.calibration_data is not None
         return self.calibration_data
@@ -185,7 +185,9 @@ class PassResult:
 class Pass(BaseModel, ABC):
     """Rewrites a model of one level; see the module docstring for how to write one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
 
     level: ClassVar[Level]
     reads: ClassVar[frozenset[Input]] = frozenset()
@@ -198,7 +200,7 @@ class Pass(BaseModel, ABC):
 
     @classmethod
     def pass_name(cls) -> str:
-        """The name in recipes: the class name in snake case (FoldBatchnorm: fold_batchnorm, QuantizeInt8: quantize_int8)."""
+        """The name in recipes: the class name in snake case (QuantizeInt8: quantize_int8)."""
         return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
 
     @property
@@ -207,7 +209,7 @@ class Pass(BaseModel, ABC):
         """What this instance promises; options decide it."""
 
     def check(self, model: Model, context: PassContext) -> None:
-        """Raises PreconditionError where the pass cannot run on `model`: what is wrong, what to do."""
+        """Raises PreconditionError where the pass cannot run on `model`, with the way out."""
 
     @abstractmethod
     def run(self, model: Any, context: PassContext) -> PassResult:

@@ -243,7 +243,7 @@ class Engine:
 
     @property
     def digest(self) -> str:
-        """The identity: of the files, or of the ONNX graph where the format is not deterministic."""
+        """The identity: of the files, or of the ONNX graph where files are not deterministic."""
         return str(self.manifest["identity"]["sha256"])
 
     @property
@@ -274,7 +274,9 @@ class BuildContext:
 class Target(BaseModel, ABC):
     """A runtime with its options: the fields are what the recipe says under `targets`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
 
     runtime: str
     """Which runtime builds and runs the engine."""

@@ -103,7 +103,8 @@ def _dtype(name: str) -> np.dtype[Any]:
     except TypeError:
         import ml_dtypes
 
-        return np.dtype(getattr(ml_dtypes, name))
+        found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+        return found
 
 
 _LIVE: weakref.WeakSet[Worker] = weakref.WeakSet()
@@ -135,7 +136,7 @@ class Worker:
         self.limits = limits or Limits()
         ours, theirs = Pipe(duplex=True)
         self._connection: Connection[Any, Any] = ours
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by _clean)
         # A killed worker cannot tidy up: its temporary files lie where the parent removes them.
         self._scratch = tempfile.mkdtemp(prefix="optimc-worker-")
         env = {**os.environ, **(environment or {}), "PYTHONFAULTHANDLER": ""}

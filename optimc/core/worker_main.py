@@ -46,7 +46,7 @@ def main(descriptor: int, memory_bytes: int) -> None:
             os._exit(MEMORY_EXIT)
         except OptimcError as error:
             message = pack({"error": _describe(error)}, {})
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (goes to the parent as it is)
             if "bad_alloc" in str(error) or "Failed to allocate memory" in str(error):
                 os._exit(MEMORY_EXIT)
             message = pack({"error": _describe_bug(error)}, {})

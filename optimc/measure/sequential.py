@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 POWER = 1.5
 
-_GRID = 401
+_GRID = 201
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,6 @@ class _Walk:
     mass: NDArray[np.float64]
 
 
-@cache
 def nominal_level(looks: tuple[Look, ...], alpha: float) -> float:
     """The two-sided error to use at the last of `looks`, so that all looks together have `alpha`.
 
@@ -54,28 +53,36 @@ def nominal_level(looks: tuple[Look, ...], alpha: float) -> float:
         return alpha
     from scipy.special import ndtr
 
-    walk, spent, before, bound = None, 0.0, 0, 0.0
-    for look in looks:
-        spend = alpha * min(look.share, 1.0) ** POWER
-        step = look.rounds - before
-        if step <= 0:
-            raise ValueError("looks need more rounds each time")
-        bound = _bound(walk, spend - spent, look.rounds, step)
-        walk = _continue(walk, bound * math.sqrt(look.rounds), step)
-        spent, before = spend, look.rounds
-    return float(2 * ndtr(-bound))
+    return float(2 * ndtr(-_bound(looks, alpha)))
 
 
-def _bound(walk: _Walk | None, spend: float, rounds: int, step: int) -> float:
-    """The z value that the walk passes first at this look with probability `spend`."""
+@cache
+def _bound(looks: tuple[Look, ...], alpha: float) -> float:
+    """The z value that the walk passes first at the last look with the probability to spend."""
+    *earlier, last = looks
+    spent = alpha * earlier[-1].share ** POWER if earlier else 0.0
+    spend = alpha * min(last.share, 1.0) ** POWER - spent
+    step = last.rounds - (earlier[-1].rounds if earlier else 0)
+    if step <= 0:
+        raise ValueError("looks need more rounds each time")
+    walk = _walk(tuple(earlier), alpha) if earlier else None
     low, high = 0.0, 12.0
-    for _ in range(60):
+    for _ in range(50):
         middle = (low + high) / 2
-        if _crossing(walk, middle * math.sqrt(rounds), step) > spend:
+        if _crossing(walk, middle * math.sqrt(last.rounds), step) > spend:
             low = middle
         else:
             high = middle
     return high
+
+
+@cache
+def _walk(looks: tuple[Look, ...], alpha: float) -> _Walk:
+    """The walk after the last of `looks`."""
+    *earlier, last = looks
+    before = _walk(tuple(earlier), alpha) if earlier else None
+    step = last.rounds - (earlier[-1].rounds if earlier else 0)
+    return _continue(before, _bound(looks, alpha) * math.sqrt(last.rounds), step)
 
 
 def _crossing(walk: _Walk | None, edge: float, step: int) -> float:

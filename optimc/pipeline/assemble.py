@@ -17,7 +17,7 @@ from optimc.pipeline.plan import Cell
 from optimc.pipeline.timing import CellTiming
 from optimc.pipeline.verification import Verdict
 from optimc.report import schema
-from optimc.report.values import Skipped
+from optimc.report.values import Skipped, Status
 
 if TYPE_CHECKING:
     from optimc.pipeline.evaluation import MetricResult
@@ -28,7 +28,7 @@ class CellResult:
     """Everything known of one cell, as the build goes on."""
 
     cell: Cell
-    status: schema.Status = "built"
+    status: Status = "built"
     reason: str | None = None
     outcomes: tuple[PassOutcome, ...] = ()
     engine: Engine | None = None

@@ -129,9 +129,7 @@ class Build:
             self.observer.on_stage("running passes")
             models = self._run_passes(PassVerifier(pass_oracle, skip_reason=skip), pass_oracle)
             self.observer.on_stage("building and verifying engines")
-            self.engines = EngineBuilder(
-                self.cache, self.limits, self.workspace, self.recipe.seed
-            )
+            self.engines = EngineBuilder(self.cache, self.limits, self.workspace, self.recipe.seed)
             run_side_by_side(
                 models.items(),
                 lambda item: self._build_engine(

@@ -180,7 +180,9 @@ class Cache:
                 damaged.append(entry)
         return damaged
 
-    def prune(self, size_bytes: int | None = None, *, in_use_seconds: float = _IN_USE_SECONDS) -> int:
+    def prune(
+        self, size_bytes: int | None = None, *, in_use_seconds: float = _IN_USE_SECONDS
+    ) -> int:
         """Removes the entries used longest ago until the rest fits; returns the freed bytes.
 
         Only one process prunes at a time. Leftovers of killed processes go too.

@@ -116,11 +116,15 @@ def compare_arrays(expected: NDArray[Any], actual: NDArray[Any], name: str) -> D
         return broken(f"dtype {actual.dtype} in place of {expected.dtype}")
     if expected.dtype.kind in "biuUSO":
         differing = int(np.count_nonzero(expected != actual))
-        return broken(f"{differing} of {expected.size} elements differ") if differing else Difference()
+        return (
+            broken(f"{differing} of {expected.size} elements differ") if differing else Difference()
+        )
     # Complex numbers are not met in models' outputs; every float, bfloat16 included, fits float64.
     a, b = expected.astype(np.float64), actual.astype(np.float64)
     finite = np.isfinite(a)
-    if not np.array_equal(np.where(finite, 0.0, a), np.where(np.isfinite(b), 0.0, b), equal_nan=True):
+    if not np.array_equal(
+        np.where(finite, 0.0, a), np.where(np.isfinite(b), 0.0, b), equal_nan=True
+    ):
         return broken("NaN or infinity stands in other places")
     a, b = a[finite], b[finite]
     error = np.abs(a - b)

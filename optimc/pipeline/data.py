@@ -86,7 +86,7 @@ def open_data(recipe: Recipe, signature: Signature) -> BuildData:
 
 
 def check_overlap(recipe: Recipe, data: BuildData, store: Store) -> None:
-    """Raises InputError where whole samples stand in two splits; remembered by the data's digests."""
+    """Raises InputError where whole samples stand in two splits; remembered by digests."""
     from optimc.calibration.checks import check_disjoint
     from optimc.core.digest import digest_of
 

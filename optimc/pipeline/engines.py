@@ -110,7 +110,13 @@ class EngineBuilder:
 
             def write(folder: Path) -> None:
                 proof = self._prove(
-                    name, engine, lossy, (model, model_path), (source, source_path), oracle, skip_reason
+                    name,
+                    engine,
+                    lossy,
+                    (model, model_path),
+                    (source, source_path),
+                    oracle,
+                    skip_reason,
                 )
                 (folder / "proof.json").write_text(json.dumps(asdict(proof)), encoding="utf-8")
 
@@ -155,7 +161,9 @@ class EngineBuilder:
         else:
             against = [compare_outputs(r, answers, names) for r in (graph, origin)]
         samples = len(answers)
-        return _proof(finding, *(_agreement(d, samples) for d in against), taken, lossy)
+        return _proof(
+            finding, _agreement(against[0], samples), _agreement(against[1], samples), taken, lossy
+        )
 
 
 def _agreement(difference: Difference, samples: int) -> Agreement:
@@ -182,6 +190,14 @@ def _proof(
 
 def _read_proof(data: Mapping[str, Any]) -> EngineProof:
     finding = Finding(**{**data["finding"], "verdict": Verdict(data["finding"]["verdict"])})
-    sides = [None if data[s] is None else Agreement(**data[s]) for s in ("against_onnx", "against_source")]
-    islands = tuple((node, reason) for node, reason in data["islands"])
-    return EngineProof(finding, *sides, data["precision"], data["int8_share"], islands)
+    sides = {
+        side: None if data[side] is None else Agreement(**data[side])
+        for side in ("against_onnx", "against_source")
+    }
+    return EngineProof(
+        finding,
+        **sides,
+        precision=data["precision"],
+        int8_share=data["int8_share"],
+        islands=tuple((node, reason) for node, reason in data["islands"]),
+    )

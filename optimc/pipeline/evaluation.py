@@ -15,6 +15,7 @@ from optimc.core.worker import Limits
 from optimc.measure.metric import Direction, Metric, SampleMetric
 from optimc.measure.metrics import compare
 from optimc.measure.statistics import Interval
+from optimc.measure.user_metric import UserMetric
 from optimc.pipeline.cache import Cache
 from optimc.pipeline.versions import compiler_digest, tool_versions
 from optimc.targets.client import EngineWorker
@@ -48,7 +49,7 @@ class MetricResult:
 class Evaluator:
     """Runs engines over the evaluation data, each batch once for all metrics."""
 
-    metrics: Mapping[str, Metric]
+    metrics: Mapping[str, SampleMetric | UserMetric]
     dataset: Dataset
     dims: Mapping[str, DimRange]
     signature: Signature
@@ -151,7 +152,7 @@ class Evaluator:
         return {key: recorder.records() for key, recorder in recorders.items()}
 
     def _batch(self) -> int:
-        """Samples in one run: what the model fixes, or what its batch dim allows, up to `_BATCH`."""
+        """Samples in one run: what the model fixes, or its batch dim allows, up to `_BATCH`."""
         from optimc.calibration.checks import fixed_batch
 
         fixed = fixed_batch(self.signature)

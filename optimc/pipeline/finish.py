@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,13 +22,13 @@ from optimc.pipeline.probes import seeded_array
 from optimc.pipeline.timing import SOURCE, BuildTimings, CellTiming, Subject, Timer
 from optimc.pipeline.versions import tool_versions
 from optimc.report import schema
+from optimc.report.values import Skipped
 from optimc.report.write import write_report
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from optimc.pipeline.build import Build
-    from optimc.pipeline.evaluation import MetricResult
 
 NOT_ASKED = "measuring is off (--no-measure)"
 RELATIVE_DROP = 0.01
@@ -49,7 +48,7 @@ def reference_target(target: Target) -> Target:
     return OnnxRuntime(runtime="onnxruntime", threads=getattr(target, "threads", 1))
 
 
-def evaluate(build: Build) -> dict[str, MetricResult | str]:
+def evaluate(build: Build) -> dict[str, float]:
     """The metrics of every living cell against the source; returns the source's own values."""
     dataset = build.data.evaluation
     if not build.options.measure or dataset is None or not build.recipe.metrics:
@@ -96,7 +95,7 @@ def _default_bound(build: Build, result: CellResult) -> None:
         return
     limited = set(build.recipe.gate.drop) if build.recipe.gate else set()
     for name, metric in result.metrics.items():
-        if limited or isinstance(metric.drop, str) or isinstance(metric.source, schema.Skipped):
+        if limited or isinstance(metric.drop, str) or isinstance(metric.source, Skipped):
             return
         allowed = RELATIVE_DROP * abs(metric.source)
         if metric.drop.point > allowed:
@@ -147,7 +146,9 @@ def _subject(build: Build, result: CellResult, references: dict[str, Engine]) ->
     target = result.cell.target
     assert result.engine is not None
     reference = source_engine(build, reference_target(target))
-    against = _reference(references, reference, f"{SOURCE}, {getattr(target, 'threads', 1)} threads")
+    against = _reference(
+        references, reference, f"{SOURCE}, {getattr(target, 'threads', 1)} threads"
+    )
     try:
         own = source_engine(build, target)
         same = _reference(references, own, f"source on {result.cell.target_name}")
@@ -187,7 +188,7 @@ def _question(build: Build, alive: Mapping[str, CellResult]) -> Any:
 def _cases(build: Build) -> list[tuple[Mapping[str, int], Mapping[str, NDArray[Any]]]]:
     typical = {name: dim.typical for name, dim in build.data.dims.items()}
     rng = np.random.default_rng(build.recipe.seed)
-    found = []
+    found: list[tuple[Mapping[str, int], Mapping[str, NDArray[Any]]]] = []
     for case in build.recipe.benchmark.cases or ({},):
         sizes = {**typical, **case}
         feeds = {
@@ -224,12 +225,14 @@ def write_artifacts(build: Build) -> None:
             )
 
 
-def _lock(build: Build, gate: GateResult) -> str | schema.Skipped:
+def _lock(build: Build, gate: GateResult) -> str | Skipped:
     """Checks or writes the lock; returns its path, or why there is none."""
     path = lock_path(build.recipe.path)
     content = lock_content(build, gate)
     if build.options.locked:
-        refuse_differences(read_lock(path), content, path, ("recipe", "inputs", "data", "tools", "cells"))
+        refuse_differences(
+            read_lock(path), content, path, ("recipe", "inputs", "data", "tools", "cells")
+        )
         return str(path)
     if build.options.partial:
         return skipped("not the whole recipe was built (--variant, --target, --set or --limit)")
@@ -282,7 +285,7 @@ def _report(
     gate: GateResult,
     timings: BuildTimings,
     source_metrics: Mapping[str, Any],
-    lock: str | schema.Skipped,
+    lock: str | Skipped,
 ) -> schema.Report:
     source = build.source
     latency: Any = skipped(str(timings.noise_floor))

@@ -19,6 +19,7 @@ from optimc.report.values import CheckVerdict, GateVerdict, Skipped
 if TYPE_CHECKING:
     from optimc.pipeline.recipe.schema import Gate as GateRecipe
 Bound = Literal["at_most", "at_least"]
+_SEVERITY: tuple[CheckVerdict, ...] = ("passed", "undecided", "failed")
 
 
 @dataclass(frozen=True)
@@ -125,10 +126,7 @@ def _together(checks: Sequence[Check]) -> CheckVerdict:
 
 
 def _worst(verdicts: Sequence[CheckVerdict]) -> CheckVerdict:
-    for verdict in ("failed", "undecided"):
-        if verdict in verdicts:
-            return verdict  # type: ignore[return-value]
-    return "passed"
+    return max(verdicts, key=_SEVERITY.index, default="passed")
 
 
 def _checks(gate: GateRecipe, cell: Figures) -> list[Check]:
@@ -146,10 +144,7 @@ def _checks(gate: GateRecipe, cell: Figures) -> list[Check]:
         speedup = case.speedup if case else cell.not_timed
         checks.append(_interval_check(cell, "speedup", "at_least", gate.speedup, speedup))
     for percentile, limit in gate.latency_ms.items():
-        latency = case.latency[percentile] if case else cell.not_timed
-        if isinstance(latency, Percentile):
-            ends = latency.ci95
-            latency = Interval(latency.ms, ends, *ends, latency.runs, "order statistics")
+        latency = _as_interval(case.latency[percentile] if case else cell.not_timed)
         checks.append(_interval_check(cell, f"latency_ms.{percentile}", "at_most", limit, latency))
     if gate.throughput_per_s is not None:
         value = case.throughput_per_s if case else cell.not_timed
@@ -158,6 +153,12 @@ def _checks(gate: GateRecipe, cell: Figures) -> list[Check]:
     if gate.size_mb is not None:
         checks.append(_exact_check(cell, "size_mb", "at_most", gate.size_mb, cell.size_mb))
     return checks
+
+
+def _as_interval(value: Percentile | str) -> Interval | str:
+    if isinstance(value, str):
+        return value
+    return Interval(value.ms, value.ci95, *value.ci95, value.runs, "order statistics")
 
 
 def _interval_check(
@@ -184,9 +185,7 @@ def _interval_check(
     )
 
 
-def _exact_check(
-    cell: Figures, name: str, bound: Bound, limit: float, value: float | str
-) -> Check:
+def _exact_check(cell: Figures, name: str, bound: Bound, limit: float, value: float | str) -> Check:
     if isinstance(value, str):
         return _unmeasured(cell, name, bound, limit, value)
     met = value <= limit if bound == "at_most" else value >= limit

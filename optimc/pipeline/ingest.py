@@ -63,9 +63,7 @@ def read_source(recipe: Recipe, cache: Cache, limits: Limits, workspace: Path) -
 
             with tempfile.TemporaryDirectory(prefix="ingest-", dir=workspace) as own:
                 shapes = {n: spec.shape for n, spec in recipe.inputs.items() if spec.shape}
-                loaded = load_onnx(
-                    path, limits=limits, declared_inputs=shapes, workspace=Path(own)
-                )
+                loaded = load_onnx(path, limits=limits, declared_inputs=shapes, workspace=Path(own))
                 model = _without_dropped(loaded.model, recipe)
                 model.save(folder / "model")
             (folder / "notes.json").write_text(json.dumps(loaded.notes), encoding="utf-8")

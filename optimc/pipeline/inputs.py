@@ -68,11 +68,12 @@ def _check_input(
     if shape is None or spec.shape is None:
         return
     clash = len(shape) != len(spec.shape) or any(
-        isinstance(have, int) and have != want for have, want in zip(spec.shape, shape, strict=False)
+        isinstance(have, int) and have != want
+        for have, want in zip(spec.shape, shape, strict=False)
     )
     if clash:
         raise InputError(
-            f"the model says of input `{spec.name}` shape {list(spec.shape)}, the recipe {list(shape)}",
+            f"input `{spec.name}` has shape {list(spec.shape)} in the model, here {list(shape)}",
             where=where,
             fix=fix,
         )

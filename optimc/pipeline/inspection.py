@@ -33,7 +33,7 @@ class Inspection:
 
 
 def inspect_onnx(path: Path) -> Inspection:
-    """Reads the model; weights in external data stay on disk. Raises InputError as the front end."""
+    """Reads the model; external data stays on disk. Raises InputError as the front end does."""
     import onnx_ir as ir
     from onnx_ir.passes.common import InlinePass
 

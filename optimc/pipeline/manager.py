@@ -121,9 +121,7 @@ class PassManager:
             observer.after_pass(outcome)
         return outcome
 
-    def _key(
-        self, pass_: Pass, model: OnnxModel, segment: Segment, inputs: PassInputs
-    ) -> str:
+    def _key(self, pass_: Pass, model: OnnxModel, segment: Segment, inputs: PassInputs) -> str:
         name = pass_.pass_name()
         reads: dict[str, Any] = {}
         if Input.SPEC in pass_.reads and inputs.spec is not None:
@@ -252,7 +250,7 @@ def _run_pass(pass_: Pass, model: OnnxModel, context: PassContext) -> PassResult
     except Exception as error:
         raise CellError(
             f"pass {name} (optimc {__version__}) broke: {type(error).__name__}: {error}",
-            fix=f"leave the pass out, or report this with the model (`--limit {name}=N` narrows it)",
+            fix=f"leave the pass out, or report it with the model (`--limit {name}=N` narrows it)",
         ) from error
     assert isinstance(result.model, OnnxModel)
     sealed = result.model.sealed()

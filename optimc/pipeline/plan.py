@@ -77,7 +77,9 @@ class Plan:
             if step.entry is not None:
                 lines.append(f"{indent}{_describe(step)}")
             for cell in step.cells:
-                shared = "" if cell.target.runtime == cell.target_name else f" ({cell.target.runtime})"
+                shared = (
+                    "" if cell.target.runtime == cell.target_name else f" ({cell.target.runtime})"
+                )
                 lines.append(f"{indent}  -> {cell.name}{shared}")
         for name, error in self.unavailable.items():
             lines.append(f"not here: {name}: {error.what}")
@@ -98,7 +100,9 @@ def make_plan(recipe: Recipe, *, variant: str | None = None, target: str | None 
     for name, one in recipe.variants.items():
         _check_levels(name, one.passes)
     for variant_name, target_name in recipe.cells:
-        if not fnmatchcase(variant_name, variant or "*") or not fnmatchcase(target_name, target or "*"):
+        if not fnmatchcase(variant_name, variant or "*") or not fnmatchcase(
+            target_name, target or "*"
+        ):
             continue
         passes = recipe.variants[variant_name].passes
         cell = Cell(variant_name, target_name, recipe.targets[target_name])

@@ -72,7 +72,7 @@ class ProbeSource:
             yield Probe(f"calibration sample {index}", feeds, real=True)
 
     def _corners(self) -> list[tuple[str, dict[str, int]]]:
-        """Typical, all least, all greatest, then each dim at its greatest alone; small enough ones."""
+        """Typical, least, greatest, then each dim at its greatest alone; those that are small."""
         symbols = self.signature.symbols
         if not symbols:
             return [("fixed shapes", {})]
@@ -88,7 +88,6 @@ class ProbeSource:
         named = {", ".join(f"{n}={s}" for n, s in sizes.items()): sizes for sizes in corners}
         fitting = [(label, sizes) for label, sizes in named.items() if self._fits(sizes)]
         return fitting[:_MAX_CORNERS] or [(next(iter(named)), corners[0])]
-
 
     def _fits(self, sizes: Mapping[str, int]) -> bool:
         elements = sum(
@@ -126,7 +125,11 @@ def seeded_array(
     shape = tuple(sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape)
     dtype = _dtype(spec)
     if dtype.kind == "b":
-        return rng.integers(0, 2, shape).astype(bool) if kind == "random" else _full(shape, kind, 0, 1, dtype)
+        return (
+            rng.integers(0, 2, shape).astype(bool)
+            if kind == "random"
+            else _full(shape, kind, 0, 1, dtype)
+        )
     if dtype.kind in "iu":
         low, high = (int(v) for v in (declared.values if declared and declared.values else (0, 1)))
         if kind == "random":
@@ -155,8 +158,11 @@ def _dtype(spec: TensorSpec) -> np.dtype[Any]:
         import ml_dtypes
 
         if hasattr(ml_dtypes, spec.dtype):
-            return np.dtype(getattr(ml_dtypes, spec.dtype))
-        raise InputError(f"input `{spec.name}` has the dtype {spec.dtype}, which is not supported") from None
+            found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, spec.dtype))
+            return found
+        raise InputError(
+            f"input `{spec.name}` has the dtype {spec.dtype}, which is not supported"
+        ) from None
 
 
 def probes_digest(probes: Sequence[Probe]) -> str:

@@ -87,7 +87,9 @@ class PassVerifier:
             reference = self._oracle.outputs(before.digest, before_path)
         except (VerificationError, WorkerError) as error:
             # The model before the pass is not ours to blame: nothing can be said of the pass.
-            return Finding(Verdict.UNVERIFIED, f"the model before the pass does not run: {error.what}")
+            return Finding(
+                Verdict.UNVERIFIED, f"the model before the pass does not run: {error.what}"
+            )
         names = self._oracle.stable_outputs(before, before_path)
         if not names:
             return Finding(Verdict.UNVERIFIED, "all outputs depend on random operators")

@@ -7,7 +7,6 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from optimc.report import figures
 from optimc.report.rows import primary_metric
 from optimc.report.values import Skipped
 from optimc.report.verdict import shipped
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 720, 340
 LEFT, RIGHT, TOP, BOTTOM = 64, 24, 16, 46
-LETTER = 6.6  # width of a label's character at 12 px
+LETTER = 7.6  # widest average of a label's characters at 12 px, over the usual fonts
 MAX_LABEL = 24
 
 
@@ -115,8 +114,8 @@ def scatter(report: Report) -> Scatter | None:
         better=better,
         points=_placed(raw, x_scale, y_scale),
         front=_front(raw, better, x_scale, y_scale),
-        x_ticks=tuple(Tick(x_scale(tick), figures.trimmed(tick, 6)) for tick in x_ticks),
-        y_ticks=tuple(Tick(y_scale(tick), figures.trimmed(tick, 6)) for tick in y_ticks),
+        x_ticks=_labelled(x_ticks, x_scale),
+        y_ticks=_labelled(y_ticks, y_scale),
     )
 
 
@@ -129,6 +128,12 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     last = max(last, first + 1)
     return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def _labelled(values: Sequence[float], scale: Scale) -> tuple[Tick, ...]:
+    """`values`, each with as many decimals as their distance needs."""
+    decimals = max(0, -math.floor(math.log10(values[1] - values[0]) + 1e-9))
+    return tuple(Tick(scale(value), f"{value:.{decimals}f}") for value in values)
 
 
 def check_strip(check: Check) -> Strip | None:

@@ -75,7 +75,8 @@ def test_four_cells_are_built_verified_and_the_gate_passes(first) -> None:
         "int8/ov": "built",
     }
     assert report.gate.verdict == "passed"
-    assert report.best is not None and report.best.variant == "int8"
+    assert report.best is not None
+    assert report.best.variant == "int8"
     assert exit_code(report) == 0
 
 
@@ -93,7 +94,8 @@ def test_the_metrics_are_the_models_real_ones(first) -> None:
 def test_int8_really_runs_in_int8(first) -> None:
     _, report, _ = first
     shares = {cell.name: cell.engine.int8_share for cell in report.results}  # type: ignore[union-attr]
-    assert shares["int8/ort"] >= 0.85 and shares["int8/ov"] >= 0.85  # type: ignore[operator]
+    assert shares["int8/ort"] >= 0.85
+    assert shares["int8/ov"] >= 0.85
 
 
 def test_shared_passes_run_once_calibration_once_and_placement_once_a_spec(first) -> None:
@@ -148,7 +150,11 @@ def test_an_artifact_loads_without_optimc_as_its_manifest_says(first, workshop: 
         "print(numpy.asarray(outputs['logits']).shape)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-I", "-c", program], cwd=folder, capture_output=True, text=True, check=False
+        [sys.executable, "-I", "-c", program],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "(1, 10)"

@@ -57,7 +57,8 @@ def test_a_truncated_entry_counts_as_absent_and_can_be_written_again(tmp_path: P
     assert cache.get("pass", "k1") is None
     cache.put("pass", "k1", _write("long text"))
     found = cache.get("pass", "k1")
-    assert found is not None and (found / "a.txt").read_text() == "long text"
+    assert found is not None
+    assert (found / "a.txt").read_text() == "long text"
 
 
 def test_verify_finds_a_flipped_byte_that_sizes_do_not_show(tmp_path: Path) -> None:

@@ -17,12 +17,15 @@ def _one(*arrays):
 
 def test_equal_outputs_are_bit_equal_with_infinite_sqnr() -> None:
     found = compare_outputs(_one([1, 2]), _one([1, 2]), ["y"])
-    assert found.bit_equal and found.max_abs == 0 and found.sqnr_db == math.inf
+    assert found.bit_equal
+    assert found.max_abs == 0
+    assert found.sqnr_db == math.inf
 
 
 def test_minus_zero_is_not_bit_equal_to_zero() -> None:
     found = compare_outputs(_one([0.0]), _one([-0.0]), ["y"])
-    assert not found.bit_equal and found.max_abs == 0
+    assert not found.bit_equal
+    assert found.max_abs == 0
 
 
 def test_the_error_is_relative_to_the_outputs_greatest_magnitude_over_all_probes() -> None:
@@ -47,13 +50,15 @@ def test_sqnr_is_ten_times_the_logarithm_of_signal_over_noise() -> None:
 )
 def test_what_no_tolerance_excuses(expected, actual, message) -> None:
     broken = compare_outputs(_one(expected), _one(actual), ["y"]).broken
-    assert broken is not None and message in broken
+    assert broken is not None
+    assert message in broken
 
 
 def test_nan_and_infinity_at_the_same_places_match() -> None:
     values = [math.nan, math.inf, -math.inf, 1.0]
     found = compare_outputs(_one(values), _one(values), ["y"])
-    assert found.broken is None and found.max_abs == 0
+    assert found.broken is None
+    assert found.max_abs == 0
 
 
 def test_integers_must_be_equal() -> None:

@@ -49,7 +49,8 @@ def test_a_drop_is_judged_by_the_ends_of_its_interval(point, half, verdict) -> N
 def test_an_undecided_check_says_how_many_samples_would_decide() -> None:
     gate = Gate(ship="int8/ort", drop={"top1": 0.005})
     check = judge(gate, [_cell(drop=_interval(0.004, 0.003))]).gate.checks[0]
-    assert check.samples_to_decide is not None and check.samples_to_decide >= 500
+    assert check.samples_to_decide is not None
+    assert check.samples_to_decide >= 500
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,8 @@ def test_best_takes_the_fastest_cell_that_meets_every_limit() -> None:
     ]
     result = judge(Gate(drop={"top1": 0.005}), cells)
     assert result.gate.verdict == "passed"
-    assert result.best is not None and result.best.name == "int8/ort"
+    assert result.best is not None
+    assert result.best.name == "int8/ort"
     assert result.gate.candidates == 3
     required = {check.cell for check in result.gate.checks if check.required}
     assert required == {"int8/ort"}
@@ -114,7 +116,8 @@ def test_cells_that_were_not_built_are_not_judged_but_none_at_all_fails() -> Non
 
 def test_without_a_gate_the_verdict_is_none() -> None:
     result = judge(None, [_cell()])
-    assert result.gate.verdict == "none" and result.best is None
+    assert result.gate.verdict == "none"
+    assert result.best is None
 
 
 def test_a_size_is_an_exact_figure() -> None:

@@ -9,7 +9,11 @@ import pytest
 from optimc.core.errors import InputError
 from optimc.pipeline.lock import lock_path, read_lock, refuse_differences, write_lock
 
-CONTENT = {"recipe": "a" * 64, "tools": {"onnx": "1.0"}, "cells": {"int8/ort": {"engine": "b" * 64}}}
+CONTENT = {
+    "recipe": "a" * 64,
+    "tools": {"onnx": "1.0"},
+    "cells": {"int8/ort": {"engine": "b" * 64}},
+}
 
 
 def test_a_lock_is_read_back_as_it_was_written(tmp_path: Path) -> None:
@@ -33,7 +37,8 @@ def test_differences_are_named(tmp_path: Path) -> None:
         refuse_differences(CONTENT, now, tmp_path / "recipe.lock", ("recipe", "tools", "cells"))
     text = str(caught.value)
     assert "tools.onnx: locked 1.0, now 2.0" in text
-    assert "cells.int8/ort: locked" in text and "cells.int8/ov: locked nothing" in text
+    assert "cells.int8/ort: locked" in text
+    assert "cells.int8/ov: locked nothing" in text
     assert "recipe:" not in text.replace("recipe.lock:", "")
 
 
