@@ -65,7 +65,7 @@ class Simplify(Pass):
             if self.engine == "onnxsim":
                 from optimc.passes._simplify_onnxsim import run_onnxsim
 
-                result = run_onnxsim(model, context)
+                result = run_onnxsim(model, context, self.fold_limit)
             else:
                 self._run(model, context)
                 result = model.sealed()

@@ -10,6 +10,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--regenerate-goldens` writes the goldens anew; look at the difference before committing."""
+    parser.addoption("--regenerate-goldens", action="store_true", help="write goldens anew")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     """A cache of this run's own, which worker processes inherit, and output without colours.

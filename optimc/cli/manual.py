@@ -66,7 +66,7 @@ def run_schema(of: str) -> int:
 
         print(json.dumps(recipe_schema(), indent=2))
     else:
-        from optimc.report.schema import Report
+        from optimc.report.canonical import schema_text
 
-        print(json.dumps(Report.model_json_schema(by_alias=True), indent=2))
+        print(schema_text(), end="")
     return 0

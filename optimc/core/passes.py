@@ -13,17 +13,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from optimc.core.model import Level, Model
+from optimc.core.analyses import Analyses, Analysis
+from optimc.core.model import Level, Model, OnnxModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from optimc.core.statistics import TensorStatistics
     from optimc.core.targets import TargetSpec
+
+
+Fact = TypeVar("Fact")
 
 
 class Input(StrEnum):
@@ -151,6 +155,12 @@ class PassContext:
     calibration_data: Calibration | None = None
     progress: Callable[[float, str], None] = field(default=lambda share, text: None)
     """Called with the share that is done (0 to 1) and what is being done."""
+    analyses: Analyses | None = None
+    """What is known already of the model that the pass was given."""
+
+    def analysis(self, kind: type[Analysis[Fact]], model: OnnxModel) -> Fact:
+        """A fact about `model`, as the pass was given it: ask before the first change."""
+        return (self.analyses or Analyses(model)).get(kind)
 
     @property
     def spec(self) -> TargetSpec:
@@ -191,6 +201,8 @@ class Pass(BaseModel, ABC):
 
     level: ClassVar[Level]
     reads: ClassVar[frozenset[Input]] = frozenset()
+    preserves: ClassVar[frozenset[type[Analysis[Any]]]] = frozenset()
+    """The analyses whose results still hold after the pass changed the model."""
     required_by_default: ClassVar[bool] = False
     """True for precision and training passes: rolled back, they must not ship under their name."""
     tools: ClassVar[tuple[str, ...]] = ()

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optimc.core.errors import InputError, WorkerError
 from optimc.core.model import OnnxModel, Signature, TensorSpec
@@ -81,7 +81,9 @@ def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
     dims: tuple[int | str, ...] | None = None
     if tensor.HasField("shape"):
         dims = tuple(
-            name_dim(dim.dim_value if dim.HasField("dim_value") else dim.dim_param, value.name, axis)
+            name_dim(
+                dim.dim_value if dim.HasField("dim_value") else dim.dim_param, value.name, axis
+            )
             for axis, dim in enumerate(tensor.shape.dim)
         )
     return TensorSpec(value.name, str(tensor_dtype_to_np_dtype(tensor.elem_type)), dims)
@@ -123,7 +125,7 @@ def _examine(
                 )
             read = path
             if answer["opset"] and answer["opset"] < MIN_OPSET:
-                read = _raise_opset(worker, path, workspace, answer["opset"], notes)
+                read = _raise_opset(worker, path, workspace, answer, notes)
     except WorkerError as error:
         raise InputError(
             f"the model could not be examined: {error.what}",
@@ -133,16 +135,32 @@ def _examine(
     return _Source(read, answer["output_dims"], bool(answer["stale_shapes"]))
 
 
-def _raise_opset(worker: Worker, path: Path, workspace: Path, opset: int, notes: list[str]) -> Path:
-    from optimc.frontends.onnx_service import MIN_OPSET
+def _raise_opset(
+    worker: Worker, path: Path, workspace: Path, answer: Mapping[str, Any], notes: list[str]
+) -> Path:
+    """The file with the least opset that passes work on; `path` itself where that fails."""
+    from optimc.frontends.onnx_service import MIN_OPSET, runtime_refuses
 
-    target = workspace / f"opset{MIN_OPSET}.onnx"
-    reply = worker.call("convert", path=str(path), target=str(target), opset=MIN_OPSET)
+    opset, refusal = answer["opset"], answer["refusal"]
+    target = workspace / f"{path.stem}-opset{MIN_OPSET}.onnx"
+    reply = worker.call(
+        "convert", path=str(path), target=str(target), opset=MIN_OPSET, compare=refusal is None
+    )
     reason = reply.data["reason"]
     if reason is None:
-        notes.append(f"opset {opset} was raised to {MIN_OPSET}")
+        unverified = (
+            ""
+            if refusal is None
+            else (
+                "; the result is unverified, because ONNX Runtime does not run the original: "
+                + refusal
+            )
+        )
+        notes.append(f"opset {opset} was raised to {MIN_OPSET}{unverified}")
         return target
     target.unlink(missing_ok=True)
+    if refusal is not None:
+        raise runtime_refuses(refusal, path)
     notes.append(f"opset {opset} could not be raised to {MIN_OPSET} and stays: {reason}")
     return path
 

@@ -11,6 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimc.core.errors import InputError
+from optimc.core.onnx_session import (
+    max_relative_error,
+    reference_session,
+    run_or_none,
+    seeded_feeds,
+)
 
 if TYPE_CHECKING:
     import onnx
@@ -55,20 +61,27 @@ class OnnxService:
         output_dims = _fill_output_shapes(light, file, notes)
         _run_checker(light, file)
         stale = _contradiction(light)
-        _load_by_runtime(file)
+        opset = max((e.version for e in proto.opset_import if _is_onnx(e.domain)), default=0)
+        refusal = _refusal_of_runtime(file)
+        if refusal is not None and not 0 < opset < MIN_OPSET:
+            raise runtime_refuses(refusal, file)
         answer = {
             "notes": notes,
-            "opset": max((e.version for e in proto.opset_import if _is_onnx(e.domain)), default=0),
+            "opset": opset,
+            "refusal": refusal,
             "bytes": size,
             "output_dims": output_dims,
             "stale_shapes": stale,
         }
         return answer, {}
 
-    def convert(self, arrays: Mapping[str, Any], path: str, target: str, opset: int) -> Answer:
+    def convert(
+        self, arrays: Mapping[str, Any], path: str, target: str, opset: int, compare: bool
+    ) -> Answer:
         """Writes the model at `path` with the given opset to `target`, where that proves right.
 
-        Both are run on the same seeded inputs. Returns the reason where it cannot be done.
+        With `compare`, both are run on the same seeded inputs; without, the result is only loaded
+        by ONNX Runtime. Returns the reason where it cannot be done, or None.
         """
         import onnx
         from onnx.version_converter import convert_version
@@ -84,12 +97,8 @@ class OnnxService:
         except (RuntimeError, ValueError) as error:
             return {"reason": _first_line(error)}, {}
         onnx.save(converted, target)
-        return {"reason": _difference(Path(path), Path(target))}, {}
-
-    def load(self, arrays: Mapping[str, Any], path: str) -> Answer:
-        """Loads the model by ONNX Runtime. Raises InputError where it refuses."""
-        _load_by_runtime(Path(path))
-        return {}, {}
+        check = _difference(Path(path), Path(target)) if compare else None
+        return {"reason": check or _refusal_of_runtime(Path(target))}, {}
 
 
 def _first_line(error: BaseException) -> str:
@@ -209,75 +218,41 @@ def _contradiction(light: onnx.ModelProto) -> str | None:
     return None
 
 
-def _load_by_runtime(path: Path) -> None:
+def _refusal_of_runtime(path: Path) -> str | None:
+    """Why ONNX Runtime does not load the model, or None."""
     try:
-        _session(path)
+        reference_session(path)
     except Exception as error:
         if "bad_alloc" in str(error) or isinstance(error, MemoryError):
             raise MemoryError(str(error)) from error
-        raise InputError(
-            f"ONNX Runtime refuses the model: {_first_line(error)}",
-            where=str(path),
-            fix="optimc verifies everything by ONNX Runtime: the model has to run there",
-        ) from error
+        return _first_line(error)
+    return None
 
 
-def _session(path: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    # Prepacking would copy every weight.
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+def runtime_refuses(reason: str, path: Path) -> InputError:
+    """The error for a model that ONNX Runtime does not load."""
+    return InputError(
+        f"ONNX Runtime refuses the model: {reason}",
+        where=str(path),
+        fix="optimc verifies everything by ONNX Runtime: the model has to run there",
+    )
 
 
 def _difference(before: Path, after: Path) -> str | None:
     """Why the converted model is not the same function, or None; compared on seeded inputs."""
-    import numpy as np
-
     try:
-        old, new = _session(before), _session(after)
+        old, new = reference_session(before), reference_session(after)
         compared = 0
         dynamic = any(isinstance(dim, str | None) for i in old.get_inputs() for dim in i.shape)
         for size in _DYNAMIC_SIZES if dynamic else _DYNAMIC_SIZES[:1]:
-            feeds = _seeded_feeds(old, size)
-            expected = _run(old, feeds)
+            feeds = seeded_feeds(old, size)
+            expected = run_or_none(old, None, feeds)
             if expected is None:
                 continue
             compared += 1
             for info, a, b in zip(old.get_outputs(), expected, new.run(None, feeds), strict=True):
-                scale = np.abs(np.nan_to_num(a)).max(initial=0.0) if a.dtype.kind == "f" else 0.0
-                if a.shape != b.shape or a.dtype != b.dtype:
-                    return f"the output `{info.name}` would become {b.dtype}{list(b.shape)}"
-                if not np.allclose(a, b, rtol=0, atol=_COMPARE_TOLERANCE * scale, equal_nan=True):
+                if max_relative_error(a, b) > _COMPARE_TOLERANCE:
                     return f"the output `{info.name}` would change"
     except Exception as error:  # noqa: BLE001 (whatever the runtime raises is the reason)
         return _first_line(error)
     return None if compared else "the result could not be compared on seeded inputs"
-
-
-def _run(session: Any, feeds: Mapping[str, Any]) -> list[Any] | None:
-    """The outputs, or None where the model does not take dims of this size."""
-    try:
-        return list(session.run(None, feeds))
-    except Exception:  # noqa: BLE001 (ONNX Runtime has no error class of its own for this)
-        return None
-
-
-def _seeded_feeds(session: Any, size: int) -> dict[str, Any]:
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    dtypes = {"float": np.float32, "double": np.float64, "float16": np.float16, "bool": np.bool_}
-    feeds: dict[str, Any] = {}
-    for info in session.get_inputs():
-        shape = [dim if isinstance(dim, int) else size for dim in info.shape]
-        name = info.type.removeprefix("tensor(").removesuffix(")")
-        if name in dtypes and name != "bool":
-            feeds[info.name] = rng.standard_normal(shape).astype(dtypes[name])
-        else:
-            feeds[info.name] = rng.integers(0, 2, shape).astype(dtypes.get(name) or np.dtype(name))
-    return feeds

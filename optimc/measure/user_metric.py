@@ -14,8 +14,11 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from pydantic import Field
@@ -67,18 +70,22 @@ class UserMetric:
         """The place in the recipe, for messages."""
         return f"metrics.{self.name}"
 
-    def load(self) -> LoadedMetric:
-        """Imports the class. Raises InputError where that fails or the class does not fit."""
+    def load(self, folder: Path | None = None) -> LoadedMetric:
+        """Imports the class, also from `folder`, where the recipe lies.
+
+        Raises InputError where that fails or the class does not fit.
+        """
         module, _, attribute = self.options.call.partition(":")
         try:
-            made = getattr(importlib.import_module(module), attribute)
+            with _importable(folder):
+                made = getattr(importlib.import_module(module), attribute)
         except OptimcError:
             raise
         except Exception as error:
             raise InputError(
                 f"cannot import `{self.options.call}`: {type(error).__name__}: {error}",
                 where=f"{self.where}.call",
-                fix="put its folder on PYTHONPATH or install its package",
+                fix="put it beside the recipe or on PYTHONPATH, or install its package",
             ) from error
         better = self.options.better or getattr(made, "better", None)
         if better not in ("higher", "lower"):
@@ -96,6 +103,20 @@ class UserMetric:
             )
         unit = self.options.unit or str(getattr(made, "unit", ""))
         return LoadedMetric(self.name, self.options.call, better, unit, made)
+
+
+@contextmanager
+def _importable(folder: Path | None) -> Iterator[None]:
+    """Modules of `folder` can be imported, behind those that are installed."""
+    if folder is None:
+        yield
+        return
+    sys.path.append(str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
 
 
 @dataclass(frozen=True)

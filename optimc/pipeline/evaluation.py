@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from optimc.calibration.dataset import Dataset
     from optimc.core.model import Signature
     from optimc.measure.metric import Records
-    from optimc.pipeline.recipe.schema import DimRange
+    from optimc.pipeline.recipe.schema import DimRange, Recipe
 
     Arrays = Mapping[str, NDArray[Any]]
 
@@ -45,11 +45,22 @@ class MetricResult:
     better: Direction
 
 
+def loaded_metrics(recipe: Recipe) -> dict[str, Metric]:
+    """The recipe's metrics; the user's own are imported, from the recipe's folder if they lie there.
+
+    Raises InputError where that fails.
+    """
+    return {
+        name: metric.load(recipe.folder) if isinstance(metric, UserMetric) else metric
+        for name, metric in recipe.metrics.items()
+    }
+
+
 @dataclass
 class Evaluator:
     """Runs engines over the evaluation data, each batch once for all metrics."""
 
-    metrics: Mapping[str, SampleMetric | UserMetric]
+    metrics: Mapping[str, Metric]
     dataset: Dataset
     dims: Mapping[str, DimRange]
     signature: Signature

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from optimc.core.files import atomic_folder
 from optimc.core.targets import Engine, Target
 from optimc.pipeline import assemble
 from optimc.pipeline.assemble import CellResult, figures_of, skipped
-from optimc.pipeline.evaluation import Evaluator
+from optimc.pipeline.evaluation import Evaluator, loaded_metrics
 from optimc.pipeline.gate import GateResult, judge
 from optimc.pipeline.lock import lock_path, read_lock, refuse_differences, write_lock
 from optimc.pipeline.parallel import run_side_by_side
@@ -59,7 +60,7 @@ def evaluate(build: Build) -> dict[str, float]:
             result.metrics = reason
         return {}
     evaluator = Evaluator(
-        metrics=build.recipe.metrics,
+        metrics=loaded_metrics(build.recipe),
         dataset=dataset,
         dims=build.data.dims,
         signature=build.source.model.signature,
@@ -306,7 +307,7 @@ def _report(
         machine=_machine(),
         environment=assemble.environment(used_tools(build)),
         source=schema.Source(
-            path=str(build.recipe.model.onnx),
+            path=os.path.relpath(build.recipe.model.onnx, build.recipe.folder),
             sha256=source.sha256,
             bytes=source.bytes,
             parameters=source.model.stats.parameters,

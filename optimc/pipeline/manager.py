@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from optimc import __version__
+from optimc.core.analyses import Analyses
 from optimc.core.cpu import cpu_features
 from optimc.core.digest import digest_of
 from optimc.core.errors import CellError, OptimcError
@@ -89,6 +90,7 @@ class PassManager:
     observers: Sequence[Observer] = ()
     executions: dict[str, int] = field(default_factory=dict)
     """How often each pass ran, cache hits not counted."""
+    _known: dict[tuple[str, str], Analyses] = field(default_factory=dict)
 
     def run(
         self,
@@ -145,8 +147,9 @@ class PassManager:
         name = pass_.pass_name()
         self.executions[name] = self.executions.get(name, 0) + 1
         with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=self.workspace) as folder:
-            context = self._context(pass_, inputs, Path(folder))
+            context = self._context(pass_, model, inputs, Path(folder))
             result = _run_pass(pass_, model, context)
+            self._keep_analyses(pass_, model, result)
             before_path = self._stored(model)
 
             def write(entry: Path) -> None:
@@ -170,7 +173,18 @@ class PassManager:
             return Effect(EffectKind.LOSSY, -math.inf)
         return effect
 
-    def _context(self, pass_: Pass, inputs: PassInputs, folder: Path) -> PassContext:
+    def _keep_analyses(self, pass_: Pass, model: OnnxModel, result: PassResult) -> None:
+        """What was found out of `model` goes on to the result as far as the pass preserves it."""
+        if result.modified and isinstance(result.model, OnnxModel):
+            known = self._analyses(model).preserved(pass_.preserves)
+            self._known[_names(result.model)] = Analyses(result.model, known)
+
+    def _analyses(self, model: OnnxModel) -> Analyses:
+        return self._known.setdefault(_names(model), Analyses(model))
+
+    def _context(
+        self, pass_: Pass, model: OnnxModel, inputs: PassInputs, folder: Path
+    ) -> PassContext:
         name = pass_.pass_name()
 
         def progress(share: float, text: str) -> None:
@@ -181,6 +195,7 @@ class PassManager:
             reads=pass_.reads,
             log=RewriteLog(self.limits.get(name)),
             seed=self.seed,
+            analyses=self._analyses(model),
             workspace=folder,
             target_spec=inputs.spec,
             calibration_data=inputs.calibration,
@@ -236,6 +251,11 @@ class PassManager:
             refusals=tuple(record["refusals"]),
             failure=failure,
         )
+
+
+def _names(model: OnnxModel) -> tuple[str, str]:
+    """What analyses of a model are known by: they speak of names."""
+    return model.digest, model.names_digest
 
 
 def _run_pass(pass_: Pass, model: OnnxModel, context: PassContext) -> PassResult:

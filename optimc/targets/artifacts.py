@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from optimc.core.errors import unknown_name
-from optimc.core.model import OnnxModel
+from optimc.core.model import OnnxModel, TensorSpec
 from optimc.core.targets import Engine
 
 
@@ -21,6 +21,11 @@ def place_onnx(model: OnnxModel, path: Path) -> None:
     data = model.path.with_name(f"{model.path.name}.data")
     if data.exists():
         shutil.copyfile(data, path.with_name(data.name))
+
+
+def feeds_as_text(inputs: Iterable[TensorSpec]) -> str:
+    """What `feeds` holds in a manifest's `load`: ``{'x': 'float32[batch, 3]'}``."""
+    return repr({spec.name: str(spec).removeprefix(f"{spec.name}: ") for spec in inputs})
 
 
 def session_settings(engine: Engine, overrides: Mapping[str, Any]) -> dict[str, Any]:

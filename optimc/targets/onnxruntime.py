@@ -23,7 +23,7 @@ from optimc.core.targets import (
     TargetSpec,
     Unavailability,
 )
-from optimc.targets.artifacts import place_onnx, session_settings
+from optimc.targets.artifacts import feeds_as_text, place_onnx, session_settings
 from optimc.targets.feeds import NUMBERS, check_exchange, checked_feeds
 from optimc.targets.native import refusal
 
@@ -45,7 +45,7 @@ _LEVELS = {
 }
 _LOAD = """\
 import onnxruntime
-# feeds: {inputs}
+# feeds = {feeds}
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = {threads}
 options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.{level}
@@ -126,7 +126,7 @@ class OnnxRuntime(Target):
             model=model,
             session=session,
             load=_LOAD.format(
-                inputs="; ".join(str(spec) for spec in model.signature.inputs),
+                feeds=feeds_as_text(model.signature.inputs),
                 threads=self.threads,
                 level=_LEVELS[str(session["graph_optimization"])],
                 main=main,

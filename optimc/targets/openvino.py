@@ -29,7 +29,7 @@ from optimc.core.targets import (
     TargetSpec,
     Unavailability,
 )
-from optimc.targets.artifacts import place_onnx, session_settings
+from optimc.targets.artifacts import feeds_as_text, place_onnx, session_settings
 from optimc.targets.feeds import NUMBERS, check_exchange, checked_feeds
 from optimc.targets.layers import SHORT
 from optimc.targets.native import refusal
@@ -47,7 +47,7 @@ MODEL = "model.xml"
 _WIDE = frozenset({"int64", "uint64", "float64"})
 _LOAD = """\
 import openvino
-# feeds: {inputs}
+# feeds = {feeds}
 request = openvino.Core().compile_model({main!r}, "CPU", {config}).create_infer_request()
 # Not infer(): with one thread and dynamic shapes it loses errors.
 request.start_async(feeds)
@@ -110,7 +110,7 @@ class OpenVino(Target):
         notes = [*context.notes, *_notes(model, missing)]
         compiled = _compile(folder / MODEL, session)
         notes += _check_layers(compiled, self.precision)
-        fed = [str(spec) for spec in model.signature.inputs if spec.name not in missing]
+        fed = [spec for spec in model.signature.inputs if spec.name not in missing]
         return Engine.describe(
             folder,
             runtime=self.runtime,
@@ -118,7 +118,7 @@ class OpenVino(Target):
             model=model,
             session=session,
             load=_LOAD.format(
-                inputs="; ".join(fed),
+                feeds=feeds_as_text(fed),
                 main=MODEL,
                 config=_config(session),
                 outputs=[spec.name for spec in model.signature.outputs],

@@ -3,12 +3,13 @@
     class TestOnnxRuntime(TargetContract):
         targets = (OnnxRuntime(), OnnxRuntime(optimized=True))
 
-Every test runs each of `targets` and, where it takes `name`, each of `models()`. An engine is built
-once for all tests that only read it.
+Every test runs each of `targets` and, where it takes `name`, each of `models()`; those that start
+processes take `few` of them. An engine is built once for all tests that only read it.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from optimc.testing.runs import Feeds
 
+_MODELS: dict[type, Mapping[str, OnnxModel]] = {}
 _BUILT: dict[tuple[str, str, str], Engine] = {}
 _FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
 
@@ -62,6 +64,8 @@ class TargetContract:
     """The target with each set of options that is worth testing."""
     tolerance: ClassVar[float] = 1e-4
     """How far float outputs may be from the ONNX model's, as a share of the output's scale."""
+    few: ClassVar[Sequence[str]] = ("fixed shape", "many types", "quantized", "unused input")
+    """The models for tests that start processes."""
     quantized_tolerance: ClassVar[float] = 0.05
     """The same for models with QuantizeLinear: engines round other intermediate results."""
 
@@ -84,6 +88,8 @@ class TargetContract:
             metafunc.parametrize("target", self.targets, ids=[_id(t) for t in self.targets])
         if "name" in metafunc.fixturenames:
             metafunc.parametrize("name", sorted(self.models()))
+        if "few" in metafunc.fixturenames:
+            metafunc.parametrize("few", self.few)
 
     def test_options_survive_a_round_trip(self, target: Target) -> None:
         """Recipes, cache keys and locks keep the options as JSON."""
@@ -111,7 +117,7 @@ class TargetContract:
         self, target: Target, name: str, tmp_path: Path
     ) -> None:
         """The files with their digests and sizes, the interface, and nothing else anywhere."""
-        model = self.models()[name]
+        model = self._model(name)
         engine = _build(target, model, tmp_path / "engine", tmp_path / "workspace")
         files = {p.relative_to(engine.folder).as_posix() for p in engine.folder.rglob("*")}
         assert files == {Engine.MANIFEST, *engine.manifest["files"]}
@@ -130,7 +136,7 @@ class TargetContract:
         self, target: Target, name: str, tmp_path: Path
     ) -> None:
         """Whatever was built before in the process; files too where the manifest says so."""
-        model = self.models()[name]
+        model = self._model(name)
         first = self._engine(target, name)
         again = _build(target, model, tmp_path / "again", tmp_path / "workspace")
         assert again.digest == first.digest
@@ -141,7 +147,7 @@ class TargetContract:
         """Names, order, dtypes and shapes as in the signature, values within the tolerance."""
         import numpy as np
 
-        model = self.models()[name]
+        model = self._model(name)
         feeds = self.feeds(model)
         engine = self._engine(target, name)
         limit = self.tolerance
@@ -159,14 +165,12 @@ class TargetContract:
                     assert output.shape == reference.shape
                     assert _distance(reference, output) <= limit, spec.name
 
-    def test_manifest_loads_without_optimc(
-        self, target: Target, name: str, tmp_path: Path
-    ) -> None:
+    def test_manifest_loads_without_optimc(self, target: Target, few: str, tmp_path: Path) -> None:
         """The manifest's `load`, in a plain Python, gives what the session gives."""
         import numpy as np
 
-        engine = self._engine(target, name)
-        fed = self.feeds(self.models()[name])[-1]
+        engine = self._engine(target, few)
+        fed = self.feeds(self._model(few))[-1]
         wanted = _run(target, engine, fed)
         taken = _inputs_of(engine)
         np.savez(tmp_path / "feeds.npz", **{n: a for n, a in fed.items() if n in taken})
@@ -187,7 +191,7 @@ class TargetContract:
     def test_wrong_feeds_are_refused(self, target: Target, name: str) -> None:
         """A message that names the input, before the runtime sees anything."""
         engine = self._engine(target, name)
-        right = dict(self.feeds(self.models()[name])[-1])
+        right = dict(self.feeds(self._model(name))[-1])
         with target.open(engine) as session:
             for wrong, named in _wrong_feeds(right):
                 try:
@@ -200,7 +204,7 @@ class TargetContract:
     def test_sessions_and_bounds_stand_side_by_side(self, target: Target, name: str) -> None:
         """Two sessions, and two bounds of one, do not see each other; runs repeat to the bit."""
         engine = self._engine(target, name)
-        feeds = self.feeds(self.models()[name])
+        feeds = self.feeds(self._model(name))
         alone = [_run(target, engine, fed) for fed in feeds]
         with target.open(engine) as first, target.open(engine) as second:
             bounds = [first.bind(feeds[0]), first.bind(feeds[1]), second.bind(feeds[1])]
@@ -217,7 +221,7 @@ class TargetContract:
     def test_feeds_are_copied(self, target: Target, name: str) -> None:
         """What the caller does with its arrays afterwards changes nothing."""
         engine = self._engine(target, name)
-        fed = self.feeds(self.models()[name])[0]
+        fed = self.feeds(self._model(name))[0]
         mine = {name: array.copy() for name, array in fed.items()}
         with target.open(engine) as session:
             bound = session.bind(mine)
@@ -230,7 +234,7 @@ class TargetContract:
         """And outputs that were taken before stay."""
         engine = self._engine(target, name)
         session = target.open(engine)
-        bound = session.bind(self.feeds(self.models()[name])[0])
+        bound = session.bind(self.feeds(self._model(name))[0])
         bound.run()
         outputs = bound.outputs()
         copies = {name: array.copy() for name, array in outputs.items()}
@@ -254,19 +258,19 @@ class TargetContract:
                 assert layer.heavy
                 assert layer.dtype != "int8"
 
-    def test_engine_runs_in_a_worker(self, target: Target, name: str, tmp_path: Path) -> None:
+    def test_engine_runs_in_a_worker(self, target: Target, few: str, tmp_path: Path) -> None:
         """Built and run in processes of their own, the engine is the same."""
         from optimc.targets.client import EngineWorker, build_engine
 
-        model = self.models()[name]
+        model = self._model(few)
         model.save(tmp_path / "model")
         folder = tmp_path / "engine"
         folder.mkdir()
-        engine = build_engine(target, tmp_path / "model", folder, name=f"building {name}")
-        mine = self._engine(target, name)
+        engine = build_engine(target, tmp_path / "model", folder, name=f"building {few}")
+        mine = self._engine(target, few)
         assert engine.digest == mine.digest
         fed = self.feeds(model)[-1]
-        with EngineWorker(engine, name=f"the engine {name}") as worker:
+        with EngineWorker(engine, name=f"the engine {few}") as worker:
             assert worker.reopen() > 0
             _assert_same(worker.run(fed), _run(target, mine, fed))
             worker.bind(fed)
@@ -281,13 +285,18 @@ class TargetContract:
             assert memory["baseline_mb"] <= memory["current_mb"] <= memory["peak_mb"]
             json.dumps(memory)
 
+    def _model(self, name: str) -> OnnxModel:
+        if type(self) not in _MODELS:
+            _MODELS[type(self)] = self.models()
+        return _MODELS[type(self)][name]
+
     def _engine(self, target: Target, name: str) -> Engine:
         key = (type(self).__name__, target.model_dump_json(), name)
         if key not in _BUILT:
             folder = tempfile.TemporaryDirectory(prefix="optimc-contract-")
             _FOLDERS.append(folder)
             place = Path(folder.name)
-            _BUILT[key] = _build(target, self.models()[name], place / "engine", place / "work")
+            _BUILT[key] = _build(target, self._model(name), place / "engine", place / "work")
         return _BUILT[key]
 
 
@@ -311,9 +320,9 @@ def _run(target: Target, engine: Engine, feeds: Feeds) -> dict[str, NDArray[Any]
 
 def _inputs_of(engine: Engine) -> set[str]:
     """The inputs that the manifest's `load` takes: a runtime may drop those that nothing reads."""
-    line = next(t for t in engine.manifest["load"].splitlines() if t.startswith("# feeds:"))
-    listed = line.removeprefix("# feeds:").split(";")
-    return {item.split(":")[0].strip() for item in listed} - {""}
+    mark = "# feeds = "
+    line = next(t for t in engine.manifest["load"].splitlines() if t.startswith(mark))
+    return set(ast.literal_eval(line.removeprefix(mark)))
 
 
 def _distance(reference: NDArray[Any], output: NDArray[Any]) -> float:

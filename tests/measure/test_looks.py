@@ -11,9 +11,7 @@ from optimc.measure.sequential import Look, nominal_level
 
 def bounds(looks: tuple[Look, ...], alpha: float) -> list[float]:
     """The z value at each look."""
-    return [
-        -float(ndtri(nominal_level(looks[: k + 1], alpha) / 2)) for k in range(len(looks))
-    ]
+    return [-float(ndtri(nominal_level(looks[: k + 1], alpha) / 2)) for k in range(len(looks))]
 
 
 def test_a_single_look_costs_nothing():

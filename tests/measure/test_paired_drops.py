@@ -18,7 +18,11 @@ def likelihood_score(lost: int, won: int, n: int, difference: float) -> float:
     low, high = max(0.0, -difference), (1 - difference) / 2
 
     def negative(cell: float) -> float:
-        parts = [(lost, cell + difference), (won, cell), (n - lost - won, 1 - 2 * cell - difference)]
+        parts = [
+            (lost, cell + difference),
+            (won, cell),
+            (n - lost - won, 1 - 2 * cell - difference),
+        ]
         return -sum(k * math.log(max(p, 1e-300)) for k, p in parts if k)
 
     cell = minimize_scalar(negative, bounds=(low, high), options={"xatol": 1e-12}).x
@@ -56,7 +60,9 @@ def test_shares_cover_where_disagreement_is_rare(n, p_lost, p_won):
     true, inside, below, above = p_lost - p_won, 0.0, 0.0, 0.0
     for lost in range(most):
         for won in range(most):
-            weight = multinomial.pmf([lost, won, n - lost - won], n, [p_lost, p_won, 1 - p_lost - p_won])
+            weight = multinomial.pmf(
+                [lost, won, n - lost - won], n, [p_lost, p_won, 1 - p_lost - p_won]
+            )
             if weight < 1e-6:
                 continue
             interval = proportion_drop(lost, won, n)

@@ -10,6 +10,5 @@ from optimc.testing.target_contract import TargetContract
 class TestOnnxRuntimeContract(TargetContract):
     targets: ClassVar[tuple[Target, ...]] = (
         OnnxRuntime(),
-        OnnxRuntime(threads=2, graph_optimization="extended"),
-        OnnxRuntime(optimized=True),
+        OnnxRuntime(threads=2, optimized=True),
     )

@@ -30,6 +30,8 @@ def _filled(node: Node, text: str, problems: Problems, known: Mapping[str, str])
             return match[0][1:]
         if name in known:
             return known[name]
+        if node.bad:  # one of them is enough
+            return ""
         hint = did_you_mean(name, known)
         fix = f"export {name}=..., or write $${{{name}}} for the text itself"
         what = f"the environment variable `{name}` is not set"

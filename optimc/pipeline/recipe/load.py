@@ -6,11 +6,20 @@ import hashlib
 import stat
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from optimc.core.errors import InputError, did_you_mean
 from optimc.pipeline.recipe.checks import check_labels, check_meaning
 from optimc.pipeline.recipe.environment import substitute
-from optimc.pipeline.recipe.locate import Location, Node, Place, Problems, RecipeStop, quoted
+from optimc.pipeline.recipe.locate import (
+    Location,
+    Node,
+    Place,
+    Problems,
+    RecipeStop,
+    TooManyProblems,
+    quoted,
+)
 from optimc.pipeline.recipe.overrides import apply_overrides
 from optimc.pipeline.recipe.schema import Recipe
 from optimc.pipeline.recipe.sections import read_sections
@@ -32,22 +41,31 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = (), untrusted: bool
     try:
         text = _decode(content)
         problems = Problems(str(path), text)
-        root, found = parse(text)
-        problems.extend(found)
-        root = _mapping(root)
-        apply_overrides(root, overrides, problems)
+        root, fields = _read_document(text, path, overrides, problems, untrusted=untrusted)
     except RecipeStop as stop:
-        problems.extend([stop.problem])
+        raise problems.error(stop.problem) from None
+    except TooManyProblems:
         raise problems.error() from None
+    recipe = Recipe(path=path, sha256=hashlib.sha256(content).hexdigest(), **fields)
+    recipe.remember_places(_places(str(path), root))
+    return recipe
+
+
+def _read_document(
+    text: str, path: Path, overrides: Sequence[str], problems: Problems, *, untrusted: bool
+) -> tuple[Node, dict[str, Any]]:
+    """The document after overrides, and the fields of the Recipe."""
+    document, found = parse(text)
+    problems.extend(found)
+    root = _mapping(document)
+    apply_overrides(root, overrides, problems)
     substitute(root, problems)
     fields = read_sections(root, path.absolute().parent, problems, untrusted=untrusted)
     check_meaning(root, problems)
     problems.raise_if_any()
     check_labels(fields, root, problems)
     problems.raise_if_any()
-    recipe = Recipe(path=path, sha256=hashlib.sha256(content).hexdigest(), **fields)
-    recipe.remember_places(_places(str(path), root))
-    return recipe
+    return root, fields
 
 
 def _read(path: Path) -> bytes:

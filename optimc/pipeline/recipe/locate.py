@@ -14,6 +14,8 @@ Location: TypeAlias = tuple[str | int, ...]
 
 MAX_SHOWN = 20
 """How many problems of a recipe are shown at once."""
+MAX_NOTED = 200
+"""How many problems of a recipe are looked for."""
 _WIDTH = 96
 
 
@@ -89,6 +91,10 @@ class RecipeStop(Exception):
         self.problem = Problem(place, what, fix)
 
 
+class TooManyProblems(Exception):
+    """`MAX_NOTED` is reached. Internal: it ends in a `RecipeError`."""
+
+
 class RecipeError(InputError):
     """Everything that is wrong with a recipe, in the order of the file."""
 
@@ -103,27 +109,28 @@ class Problems:
     def __init__(self, name: str, text: str = "") -> None:
         self._name = name
         self._lines = text.splitlines()
-        self._found: list[Problem] = []
+        self._found: dict[Problem, None] = {}
 
     def add(self, place: Place, what: str, fix: str | None = None) -> None:
-        """Notes a problem; the same one twice counts once."""
-        self.extend([Problem(place, what, fix)])
+        """Notes a problem; the same one twice counts once. Raises TooManyProblems."""
+        self._found[Problem(place, what, fix)] = None
+        if len(self._found) >= MAX_NOTED:
+            raise TooManyProblems
 
     def extend(self, problems: Sequence[Problem]) -> None:
         """Notes several problems."""
-        self._found += [problem for problem in problems if problem not in self._found]
-
-    def __len__(self) -> int:
-        return len(self._found)
+        for problem in problems:
+            self.add(problem.place, problem.what, problem.fix)
 
     def raise_if_any(self) -> None:
         """Raises a RecipeError with all problems, by place."""
         if self._found:
             raise self.error()
 
-    def error(self) -> RecipeError:
-        """The RecipeError with all problems, by place."""
-        found = sorted(self._found, key=lambda problem: problem.place.order)
+    def error(self, last: Problem | None = None) -> RecipeError:
+        """The RecipeError with all problems and the `last` one, by place."""
+        noted = [*self._found, *([last] if last is not None else [])]
+        found = sorted(noted, key=lambda problem: problem.place.order)
         shown = [self._describe(problem) for problem in found[:MAX_SHOWN]]
         if len(shown) == 1:
             where, what, fix = shown[0]
@@ -132,7 +139,8 @@ class Problems:
             texts = [str(RecipeError(what, where=where, fix=fix)) for where, what, fix in shown]
             rest = len(found) - len(shown)
             more = f", of which {len(shown)} are shown" if rest else ""
-            error = RecipeError("\n".join([*texts, f"{len(found)} problems{more}"]))
+            least = "at least " if len(found) >= MAX_NOTED else ""
+            error = RecipeError("\n".join([*texts, f"{least}{len(found)} problems{more}"]))
         error.problems = tuple(found)
         return error
 

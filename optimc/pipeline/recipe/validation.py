@@ -90,11 +90,11 @@ class _Translator:
         for item in errors:
             if item["type"] != "missing" or not _misspelt(item["loc"], unknown):
                 groups.setdefault(_below(self._root, item), []).append(item)
-        for location, errors in groups.items():
+        above = {location[:length] for location in groups for length in range(len(location))}
+        for location, alternatives in groups.items():
             # Of a union's alternatives, the one that went deeper is what was meant.
-            if any(_is_below(other, location) for other in groups):
-                continue
-            self._note_one(location, errors)
+            if location not in above:
+                self._note_one(location, alternatives)
 
     def _note_one(self, location: Location, errors: Sequence[_Error]) -> None:
         nodes = [self._root, *_descend(self._root, location)]
@@ -185,10 +185,6 @@ def _readings(node: Node, parts: Location) -> Iterator[tuple[tuple[bool, int], L
     # The part names an alternative of a union, or a key that is missing.
     for (last, length), location in _readings(node, rest):
         yield (last and bool(rest), length), location
-
-
-def _is_below(location: Location, other: Location) -> bool:
-    return len(location) > len(other) and location[: len(other)] == other
 
 
 def _value_text(where: Location, value: Any, errors: Sequence[_Error]) -> tuple[str, str | None]:

@@ -28,7 +28,7 @@ from optimc.pipeline.recipe.locate import Node, Place, Problem, RecipeStop, quot
 from optimc.pipeline.recipe.scalars import resolve
 
 MAX_DEPTH = 40
-MAX_VALUES = 20_000
+MAX_VALUES = 5_000
 
 
 def parse(text: str) -> tuple[Node | None, list[Problem]]:

@@ -1,0 +1,189 @@
+"""The rules of `fuse`, each at the node that it ends at. Imports onnx_ir at the top."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from optimc.core.onnx_names import NameTable
+from optimc.core.passes import RewriteLog
+from optimc.passes._fuse_layer import (
+    Array,
+    Layer,
+    absorb,
+    constant,
+    constant_array,
+    drop_unused,
+    fits,
+    layer_of,
+    per_channel,
+    put_constants,
+)
+from optimc.passes._simplify_work import where
+
+_EPSILON = 1e-5
+"""BatchNormalization's epsilon where the node has none, by the ONNX specification."""
+
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+_LAYERS = (*_CONVOLUTIONS, "Gemm")
+
+
+@dataclass
+class Job:
+    """What the rules share: the numbering, and the names in use."""
+
+    log: RewriteLog
+    names: NameTable
+    stopped: bool = False
+
+    def allow(self, rule: str, node: ir.Node) -> bool:
+        """Numbers a rewrite; False from the limit on."""
+        self.stopped = self.stopped or not self.log.allow(rule, where(node))
+        return not self.stopped
+
+
+def fuse_batchnorm(node: ir.Node, job: Job) -> None:
+    """BatchNormalization into the layer before it."""
+    rule = "fuse_batchnorm"
+    before = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if before is None or before.op_type not in _LAYERS or before.domain != "":
+        job.log.refuse(rule, where(node), "it does not follow a Conv, ConvTranspose or Gemm")
+        return
+    layer = _only_reader(before, node) or layer_of(before)
+    affine = layer if isinstance(layer, str) else _affine(node, len(layer.bias))
+    if isinstance(layer, str) or isinstance(affine, str):
+        job.log.refuse(rule, where(node), str(affine))
+        return
+    factor, shift = affine
+    _rewrite(rule, node, layer, layer.scaled(factor), layer.bias * factor + shift, job)
+
+
+def fuse_bias(node: ir.Node, job: Job) -> None:
+    """Add of a constant for each channel into the bias of the convolution before it."""
+    rule = "fuse_bias"
+    arrays = [constant_array(value) for value in node.inputs]
+    producers = [value.producer() if value is not None else None for value in node.inputs]
+    for before, array in zip(producers, reversed(arrays), strict=True):
+        if before is None or array is None or before.op_type not in _CONVOLUTIONS:
+            continue
+        layer = _only_reader(before, node) or layer_of(before)
+        if isinstance(layer, str):
+            job.log.refuse(rule, where(node), layer)
+            return
+        row = per_channel(array, layer.weight.ndim, len(layer.bias))
+        if row is None:
+            job.log.refuse(rule, where(node), "the constant is not one number for each channel")
+            return
+        _rewrite(rule, node, layer, None, layer.bias + row, job)
+        return
+
+
+def fuse_pad(node: ir.Node, job: Job) -> None:
+    """Pads with zeros into the Conv after them; other readers keep their Pad."""
+    while not job.stopped:
+        value = node.inputs[0]
+        pad = value.producer() if value is not None else None
+        if value is None or pad is None or pad.op_type != "Pad" or pad.domain != "":
+            return
+        pads = _pads_together(pad, node)
+        if isinstance(pads, str):
+            job.log.refuse("fuse_pad", where(pad), pads)
+            return
+        if job.allow("fuse_pad", pad):
+            node.replace_input_with(0, pad.inputs[0])
+            node.attributes.pop("auto_pad", None)
+            node.attributes.add(ir.AttrInt64s("pads", pads))
+            constants = pad.inputs[1:]
+            if drop_unused(value):
+                for old in dict.fromkeys(constants):
+                    if old is not None:
+                        drop_unused(old)
+
+
+RULES: Mapping[str, Callable[[ir.Node, Job], None]] = {
+    "BatchNormalization": fuse_batchnorm,
+    "Add": fuse_bias,
+    "Conv": fuse_pad,
+}
+"""The rules by the operator at which each looks."""
+
+
+def _rewrite(
+    rule: str, node: ir.Node, layer: Layer, weight: Array | None, bias: Array, job: Job
+) -> None:
+    """Puts the new constants in and lets the layer take over the output of `node`."""
+    reason = fits(layer, layer.weight if weight is None else weight, bias)
+    if reason is not None:
+        job.log.refuse(rule, where(node), reason)
+    elif job.allow(rule, node):
+        put_constants(layer, weight, bias, job.names)
+        absorb(layer.node, node)
+
+
+def _only_reader(before: ir.Node, node: ir.Node) -> str | None:
+    """Why `before` cannot change its result for the sake of `node`, or None."""
+    value = before.outputs[0]
+    if before.graph is not node.graph:
+        return f"{where(before)} is in another graph"
+    if value.is_graph_output():
+        return f"the result of {where(before)} is an output of its own"
+    if len(value.uses()) > 1:
+        return f"the result of {where(before)} is also read elsewhere"
+    return None
+
+
+def _affine(node: ir.Node, channels: int) -> tuple[Array, Array] | str:
+    """Factor and shift for each channel of a BatchNormalization, or why there are none."""
+    if node.attributes.get_int("training_mode", 0):
+        return "it is in training mode"
+    if any(output.name for output in node.outputs[1:]):
+        return "it gives the statistics of the batch, as in training"
+    arrays = [constant_array(value) for value in node.inputs[1:5]]
+    found = [array for array in arrays if array is not None]
+    if len(found) < 4:
+        return "its parameters are not all constants"
+    if any(array.shape != (channels,) for array in found):
+        return "its parameters are not one number for each channel"
+    if not all(bool(np.isfinite(array).all()) for array in found):
+        return "its parameters are not all finite"
+    gamma, beta, mean, variance = found
+    if np.any(variance <= 0):
+        channel = int(np.flatnonzero(variance <= 0)[0])
+        return f"the variance of channel {channel} is {variance[channel]:g}, not positive"
+    epsilon = node.attributes.get_float("epsilon", _EPSILON)
+    factor = gamma / np.sqrt(variance + np.float64(np.float32(epsilon)))
+    return factor, beta - mean * factor
+
+
+def _pads_together(pad: ir.Node, conv: ir.Node) -> list[int] | str:
+    """The pads of both nodes for the spatial axes, begins then ends, or why it does not work."""
+    if pad.attributes.get_string("mode", "constant") != "constant":
+        return f"its mode is {pad.attributes.get_string('mode')}"
+    inputs = [*pad.inputs, None, None, None][1:4]
+    amounts, value, axes = (constant_array(v) for v in inputs)
+    if amounts is None or any(v is not None and constant(v) is None for v in inputs):
+        return "its pads, value or axes are not constants"
+    if value is not None and np.any(value != 0):
+        return f"it pads with {value.item():g}, not with zero"
+    weight = conv.inputs[1]
+    if weight is None or weight.shape is None:
+        return f"the rank of {where(conv)} is not known"
+    auto_pad = conv.attributes.get_string("auto_pad", "NOTSET")
+    if auto_pad not in ("NOTSET", "VALID"):
+        return f"{where(conv)} has {auto_pad} padding, which goes by the padded size"
+    rank = len(weight.shape)
+    whole = np.zeros((2, rank), dtype=np.int64)
+    places = range(rank) if axes is None else (axes.astype(np.int64) % rank).tolist()
+    if amounts.size != 2 * len(places):
+        return f"its pads do not fit the rank of {where(conv)}"
+    whole[:, list(places)] = amounts.astype(np.int64).reshape(2, -1)
+    if np.any(whole < 0):
+        return "it takes elements away"
+    if np.any(whole[:, :2]):
+        return "it pads the batch or the channels"
+    own = conv.attributes.get_ints("pads", None) if auto_pad == "NOTSET" else None
+    spatial = whole[:, 2:].reshape(-1)
+    return [int(n) for n in (spatial if own is None else spatial + np.asarray(own))]

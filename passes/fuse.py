@@ -1,0 +1,89 @@
+"""Puts what follows or precedes a linear layer into its constants, in standard ONNX.
+
+BatchNormalization at inference is an affine function of each channel (Ioffe & Szegedy 2015, "Batch
+Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift", section
+3.1). Behind a layer with the weight W and the bias b, along the output channels, it folds into
+
+    s  = gamma / sqrt(variance + epsilon)
+    W' = W * s
+    b' = (b - mean) * s + beta
+
+(Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
+Integer-Arithmetic-Only Inference", section 3.2). A constant c that is added to each channel gives
+b' = b + c. Padding with zeros is what a convolution does itself: the pads add up.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from optimc.core.model import Level, OnnxModel
+from optimc.core.passes import Effect, Pass, PassContext, PassResult, tolerance
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_LEAST_OPSET = 13
+"""Older operators say the same in other ways; the ONNX front end raises models to this one."""
+
+
+class Fuse(Pass):
+    """Fuses BatchNormalization, added constants and zero padding into the layers beside them.
+
+    Float engines get fewer nodes. INT8 gains most: a BatchNormalization behind a convolution has no
+    INT8 kernel, and keeps the activation and the residual behind it in float as well.
+
+    Rewrites: BatchNormalization goes into the Conv, ConvTranspose or Gemm before it, a constant for
+        each channel that is added after a Conv or ConvTranspose into its bias, and a Pad with zeros
+        into the Conv after it. A weight that other nodes read too is copied first.
+    Refuses: where what is between the two is read elsewhere or is an output; constants that are not
+        known at build time; training mode; parameters that are not finite and variances that are
+        not positive; float16 and bfloat16 weights (fuse first, then convert); SAME padding. A graph
+        with Q/DQ nodes or with an opset older than 13 stays as it is.
+    Accuracy: within 1e-5 of each output's scale; computed in float64, then rounded once.
+    Options: none. Run `simplify` before it, so that weights and biases are constants.
+    """
+
+    level: ClassVar[Level] = Level.ONNX
+    tools: ClassVar[tuple[str, ...]] = ("onnx-ir",)
+
+    @property
+    def effect(self) -> Effect:
+        """Fused weights round differently."""
+        return tolerance()
+
+    def run(self, model: OnnxModel, context: PassContext) -> PassResult:
+        """See the class."""
+        before = model.digest
+        reason = _why_not(model.ir)
+        if reason is None:
+            _fuse_all(model.ir, context)
+        else:
+            context.log.refuse("fuse", "the whole graph", reason)
+        result = model.sealed()
+        modified = result.digest != before
+        return PassResult(result, modified, {}, context.log.rewrites, context.log.refusals)
+
+
+def _why_not(model: ir.Model) -> str | None:
+    from optimc.passes._simplify_work import QUANTIZED
+
+    if any(node.op_type in QUANTIZED for node in model.graph.all_nodes()):
+        return "float arithmetic stays as it is in a quantized graph"
+    opset = model.opset_imports.get("", _LEAST_OPSET)
+    if opset < _LEAST_OPSET:
+        return f"the model has opset {opset}, fusing needs {_LEAST_OPSET} or newer"
+    return None
+
+
+def _fuse_all(model: ir.Model, context: PassContext) -> None:
+    """One sweep: what a rule looks at lies before its node, so nothing new appears behind it."""
+    from optimc.core.onnx_names import NameTable
+    from optimc.core.onnx_signature import all_graphs
+    from optimc.passes._fuse_rules import RULES, Job
+
+    job = Job(context.log, NameTable.of_values(model))
+    for graph in list(all_graphs(model)):
+        for node in graph:
+            if node.domain == "" and node.op_type in RULES and not job.stopped:
+                RULES[node.op_type](node, job)
