@@ -8,22 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from optimc.core.files import atomic_write
 from optimc.core.targets import Engine
 
 
 def run_init(model: Path, out: Path, *, force: bool) -> int:
     """Writes a recipe for `model` and says what to do next."""
-    from optimc.core.errors import InputError
-    from optimc.pipeline.initialize import initial_recipe
+    from optimc.pipeline.initialize import write_initial_recipe
 
-    if out.exists() and not force:
-        raise InputError(
-            "there is such a file already", where=str(out), fix="choose -o NAME, or --force"
-        )
-    text = initial_recipe(model, to=out)
-    with atomic_write(out) as file:
-        file.write(text)
+    write_initial_recipe(model, out, force=force)
     print(f"wrote {out}\nnext: look through it, then  optimc build {out}", file=sys.stderr)
     return 0
 
