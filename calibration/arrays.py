@@ -42,8 +42,8 @@ Transform: TypeAlias = Annotated[
 class ArrayOptions(Options):
     """What all sources of stored arrays take."""
 
-    transform: Transform = []
-    """Steps from the stored arrays to the model's inputs: a list for all inputs, or one by input."""
+    transform: Transform = Field(default=[])
+    """Steps from the stored arrays to the model's inputs: a list for all, or one for each input."""
     take: Annotated[int, Field(ge=1)] | None = None
     """Use only this many samples: the first ones, or drawn by the seed where `shuffle` is set."""
     shuffle: bool = False
@@ -61,7 +61,7 @@ class StoredArray:
 
 
 class ArrayDataset(Dataset):
-    """Samples along axis 0 of stored arrays. Raises InputError where the arrays do not fit together.
+    """Samples along axis 0 of stored arrays. Raises InputError where they do not fit together.
 
     The arrays are read at the first use and kept in their stored type; the transformed form exists
     for one batch at a time.
@@ -155,7 +155,7 @@ class ArrayDataset(Dataset):
 
 
 def _common_length(where: str, arrays: list[StoredArray]) -> int:
-    """The number of samples; raises InputError where arrays differ, have no samples or no axis 0."""
+    """The number of samples; raises InputError where arrays differ in it or have none."""
     for array in arrays:
         if not array.shape:
             raise InputError("is a single number, not an array of samples", where=array.where)
@@ -169,5 +169,7 @@ def _common_length(where: str, arrays: list[StoredArray]) -> int:
         )
     length = arrays[0].shape[0]
     if length == 0:
-        raise InputError("holds no samples", where=where, fix="name a file with at least one sample")
+        raise InputError(
+            "holds no samples", where=where, fix="name a file with at least one sample"
+        )
     return length

@@ -49,7 +49,7 @@ def _check_input(
         raise InputError(
             f"the model's input `{spec}` gets {got.dtype}",
             where=where,
-            fix=f"add the step `cast: {spec.dtype}` to its transform, or the steps that are missing",
+            fix=f"add `cast: {spec.dtype}` to its transform, or the steps that are missing",
         )
     if spec.shape is None:
         return
@@ -110,7 +110,9 @@ def check_disjoint(datasets: Mapping[str, Dataset], allow_overlap: bool = False)
         for index, digest in enumerate(dataset.sample_digests()):
             first.setdefault(digest, index)
         for other, known in seen:
-            common = sorted((known[digest], index) for digest, index in first.items() if digest in known)
+            common = sorted(
+                (known[digest], index) for digest, index in first.items() if digest in known
+            )
             if common:
                 raise _overlap(other, split, common, datasets)
         seen.append((split, first))
@@ -123,7 +125,8 @@ def _overlap(
     more = ", ..." if len(common) > _SHOWN else ""
     samples = "sample stands" if len(common) == 1 else "samples stand"
     return InputError(
-        f"{len(common)} {samples} in both `data.{one}` and `data.{two}` (index there = index here: {shown}{more})",
+        f"{len(common)} {samples} in both `data.{one}` and `data.{two}`"
+        f" (index there = index here: {shown}{more})",
         where=f"{datasets[one].where} and {datasets[two].where}",
         fix="remove them from one of the two, or say `allow_overlap: true` under `data`",
     )

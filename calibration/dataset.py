@@ -31,7 +31,7 @@ class Batch:
 
 
 class Dataset(ABC):
-    """Samples that a model can be fed with. Opening one is cheap; contents are read when asked for."""
+    """Samples that a model can be fed with. Opening one is cheap: contents are read at first use."""
 
     where: str
     """What messages name it by, such as the file."""
@@ -87,7 +87,7 @@ def _sample_digest(feeds: Mapping[str, Array], index: int) -> bytes:
 
 
 def array_digest(array: Any) -> str:
-    """SHA-256 of dtype, shape and contents of an array, read in pieces (a mapped file stays one)."""
+    """SHA-256 of dtype, shape and contents, read in pieces, so that a mapped file stays one."""
     import numpy as np
 
     hasher = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())

@@ -11,7 +11,7 @@ from optimc.calibration.arrays import ArrayDataset, ArrayOptions
 
 
 class NpySource(ArrayOptions):
-    """``{npy: {input: images.npy}, labels: labels.npy, transform: [...], take: 500}``."""
+    """``{npy: {input: images.npy}, labels: labels.npy, transform: [...]}``."""
 
     npy: Annotated[dict[str, str], Field(min_length=1)]
     """From each of the model's inputs to its file, relative to the recipe."""

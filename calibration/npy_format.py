@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_ARRAY_BYTES = 4 << 30
-"""The largest array that is taken from an archive (npy files are mapped instead, and have no cap)."""
+"""The largest array that is taken from an archive; npy files are mapped and have no cap."""
 
 _KINDS = "biufUS"
 _SAVE_HINT = "save it again with numpy.savez_compressed from numeric arrays"
@@ -76,7 +76,9 @@ def npy_array(path: Path) -> StoredArray:
 def _existing_file(path: Path) -> None:
     if not path.is_file():
         what = "is not a file" if path.exists() else "no such file"
-        raise InputError(what, where=str(path), fix="correct the path (it is relative to the recipe)")
+        raise InputError(
+            what, where=str(path), fix="correct the path (it is relative to the recipe)"
+        )
 
 
 def _array_name(info: zipfile.ZipInfo) -> str:
@@ -100,7 +102,7 @@ def _npz_array(
         )
     if offset + declared != info.file_size:
         raise InputError(
-            f"is damaged: its header asks for {declared:,} bytes, {info.file_size - offset:,} follow",
+            f"is damaged: {declared:,} bytes are declared, {info.file_size - offset:,} follow",
             where=where,
             fix=_SAVE_HINT,
         )

@@ -9,7 +9,7 @@ from optimc.core.errors import InputError
 
 
 class NpzSource(ArrayOptions):
-    """``{npz: calib.npz, inputs: {input: images}, labels: labels, transform: [...], take: 500}``."""
+    """``{npz: calib.npz, inputs: {input: images}, labels: labels, transform: [...]}``."""
 
     npz: str
     """The archive, relative to the recipe."""

@@ -118,7 +118,7 @@ class ObserverService:
             raise CellError(
                 f"ONNX Runtime cannot run the model on the data: {str(error).strip()[:500]}",
                 where=f"calibration, the batch that starts at sample {first}",
-                fix="look at that sample: ids out of range, or a shape that the model does not take",
+                fix="look at that sample: ids out of range, or a shape the model does not take",
             ) from error
         for name, output in zip(self._outputs, outputs, strict=True):
             self._observers[name].update(output)

@@ -68,9 +68,7 @@ class RandomDataset(Dataset):
         import numpy as np
 
         random = np.random.default_rng([self._seed, index])
-        return {
-            name: _draw(random, spec, self._ranges[name]) for name, spec in self._specs.items()
-        }
+        return {name: _draw(random, spec, self._ranges[name]) for name, spec in self._specs.items()}
 
 
 def _sample_spec(spec: TensorSpec, dims: Mapping[str, int]) -> TensorSpec:

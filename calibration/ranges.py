@@ -105,9 +105,7 @@ _LEAST_SHARE = 0.1
 _ROUNDS = 2
 
 
-def _search(
-    make: Callable[[float], Range], error: Callable[[Range], float]
-) -> tuple[Range, float]:
+def _search(make: Callable[[float], Range], error: Callable[[Range], float]) -> tuple[Range, float]:
     """The best range of ``make(f)`` for f from `_LEAST_SHARE` to 1, coarse and then fine."""
     step = (1.0 - _LEAST_SHARE) / _CANDIDATES
     coarse = [1.0 - step * i for i in range(_CANDIDATES)]

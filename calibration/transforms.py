@@ -50,7 +50,9 @@ NumericDtype: TypeAlias = Literal[
 class Options(BaseModel):
     """Base of everything that a recipe says about data."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
 
 
 class Divide(Options):

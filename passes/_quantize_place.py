@@ -37,7 +37,7 @@ class Placer:
         self._replaced: list[ir.Value] = []
 
     def place(self, unit: Unit) -> None:
-        """Gives the unit quantized inputs, weight and bias, and a Q behind it where it needs one."""
+        """Gives the unit quantized inputs, weight and bias, and the Q that it needs behind it."""
         node = unit.node
         for index in unit.activations:
             value = node.inputs[index]
@@ -48,7 +48,9 @@ class Placer:
             node.replace_input_with(index, self._constant(unit, index))
         if unit.weight is not None:
             self._place_weight(unit)
-        if unit.rule.on_integers:
+        if unit.pools:
+            self._pool(unit)
+        elif unit.rule.on_integers:
             self._output_of_integers(unit)
         elif unit.rule.output:
             self._output_pair(unit.output)
@@ -92,14 +94,13 @@ class Placer:
         for consumer, index in value.uses():
             if consumer is not q:
                 consumer.replace_input_with(index, floats)
-        self._take_over(value, floats)
+        if value.is_graph_output():
+            self._take_over(value, floats, "float")
 
-    def _take_over(self, value: ir.Value, new: ir.Value) -> None:
-        """Lets `new` stand for `value` in the graph's outputs, with its name and source name."""
-        if not value.is_graph_output():
-            return
+    def _take_over(self, value: ir.Value, new: ir.Value, suffix: str) -> None:
+        """Lets `new` stand for `value`: its name and source name, its place in the outputs."""
         name, source = value.name, value.meta.get(SOURCE_KEY)
-        value.name = self._unique(f"{name}_float")
+        value.name = self._unique(f"{name}_{suffix}")
         new.name = name
         if source is not None:
             new.meta[SOURCE_KEY] = source
@@ -108,27 +109,54 @@ class Placer:
                 self._graph.outputs[position] = new
 
     def _output_of_integers(self, unit: Unit) -> None:
-        """The node gives integers now: a DQ behind it takes over the name and the readers."""
+        """The node gives integers now: a DQ behind it stands for its result."""
         node, value = unit.node, unit.output
         affine = self._affine[value]
         if node.op_type == "Pad":
             self._pad_with_integer(node, affine)
         dq = self._dequantize(value, affine, str(value.name), value)
-        floats = dq.outputs[0]
-        for consumer, index in value.uses():
-            if consumer is not dq:
-                consumer.replace_input_with(index, floats)
-        self._take_over(value, floats)
-        if floats.name != value.name and not floats.is_graph_output():
-            name = value.name
-            value.name = self._unique(f"{name}_quantized")
-            floats.name = name
-        source = value.meta.pop(SOURCE_KEY, None)
-        if source is not None:
-            floats.meta[SOURCE_KEY] = source
-        value.type = ir.TensorType(_dtype(affine.dtype))  # a clone shares its types: no change in place
+        self._redirect(value, dq)
         self._graph.insert_after(node, [dq])
-        self._remember(value, value, floats)
+        self._take_over(value, dq.outputs[0], "quantized")
+        value.meta.pop(SOURCE_KEY, None)
+        value.type = ir.TensorType(
+            _dtype(affine.dtype)
+        )  # a clone shares its types: no change in place
+        self._remember(value, value, dq.outputs[0])
+
+    def _pool(self, unit: Unit) -> None:
+        """Writes a ReduceMean as GlobalAveragePool, Q, and where it drops the axes a Flatten."""
+        node, value = unit.node, unit.output
+        affine = self._affine[value]
+        scale, zero = self._parameters(str(value.name), affine)
+        pool = self._node("GlobalAveragePool", node.inputs[:1], value, "pooled", "float32")
+        pool.outputs[0].shape = _pooled_shape(node)
+        q = self._node(
+            "QuantizeLinear",
+            [pool.outputs[0], scale, zero],
+            pool.outputs[0],
+            "quantized",
+            affine.dtype,
+        )
+        nodes = [pool, q]
+        if not _attribute(node, "keepdims", 1):
+            nodes.append(
+                self._node("Flatten", [q.outputs[0]], value, "flat", affine.dtype, {"axis": 1})
+            )
+        dq = self._node(
+            "DequantizeLinear", [nodes[-1].outputs[0], scale, zero], value, "dequantized", "float32"
+        )
+        self._redirect(value, dq)
+        self._graph.insert_after(node, [*nodes, dq])
+        self._take_over(value, dq.outputs[0], "replaced")
+        self._remember(value, nodes[-1].outputs[0], dq.outputs[0])
+        self._graph.remove(node, safe=True)
+
+    def _redirect(self, value: ir.Value, to: ir.Node) -> None:
+        """Lets every reader of `value` but the node `to` itself read that node's output."""
+        for consumer, index in value.uses():
+            if consumer is not to:
+                consumer.replace_input_with(index, to.outputs[0])
 
     def _pad_with_integer(self, node: ir.Node, affine: Affine) -> None:
         fill = pad_value(node)
@@ -147,10 +175,8 @@ class Placer:
         assert value is not None
         assert array is not None
         span = Range(float(array.min(initial=0.0)), float(array.max(initial=0.0)))
-        dtype: str = self._spec.activation_dtype
-        if dtype == "sign":
-            dtype = "uint8" if span.low >= 0.0 else "int8"
-        affine = IntegerType(dtype, self._spec.activation_symmetric).parameters(span)
+        kind = IntegerType(self._spec.activation_dtype, self._spec.activation_symmetric)
+        affine = kind.parameters(span)
         key = (value, b"activation")
         if key not in self._constants:
             integers = self._initializer(f"{value.name}_quantized", affine.quantize(array))
@@ -196,7 +222,9 @@ class Placer:
         old = unit.node.inputs[unit.bias]
         assert old is not None
         if self._spec.bias == "int32":
-            bias = np.broadcast_to(bias.reshape(-1), np.broadcast_shapes(bias.reshape(-1).shape, weight_scale.shape))
+            bias = np.broadcast_to(
+                bias.reshape(-1), np.broadcast_shapes(bias.reshape(-1).shape, weight_scale.shape)
+            )
             integers, scale = quantize_bias(bias, input_scale, weight_scale)
             new = self._stored(unit, old, integers, scale, 0 if scale.ndim else None)
         elif bias is constant(old):
@@ -207,7 +235,12 @@ class Placer:
         self._replaced.append(old)
 
     def _stored(
-        self, unit: Unit, value: ir.Value, integers: Array, scale: NDArray[np.float32], axis: int | None
+        self,
+        unit: Unit,
+        value: ir.Value,
+        integers: Array,
+        scale: NDArray[np.float32],
+        axis: int | None,
     ) -> ir.Value:
         """The DQ of integers that are kept as an initializer; one for all that share them."""
         key = (value, integers.tobytes() + scale.tobytes() + bytes(str(axis), "ascii"))
@@ -276,7 +309,10 @@ class Placer:
         unique = self._unique(name)
         tensor = ir.tensor(array, name=unique)
         value = ir.Value(
-            name=unique, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+            name=unique,
+            shape=ir.Shape(array.shape),
+            type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
         )
         self._graph.register_initializer(value)
         return value
@@ -292,7 +328,9 @@ class Placer:
 
 def _values(graph: ir.Graph) -> list[ir.Value]:
     inner = [value for node in graph.all_nodes() for value in node.outputs]
-    initializers = [value for sub in (graph, *graph.subgraphs()) for value in sub.initializers.values()]
+    initializers = [
+        value for sub in (graph, *graph.subgraphs()) for value in sub.initializers.values()
+    ]
     return [*graph.inputs, *inner, *initializers]
 
 
@@ -301,7 +339,7 @@ def _dtype(name: str) -> ir.DataType:
 
 
 def _channel_axis(unit: Unit, rank: int) -> int | None:
-    """The axis of output channels, None for one scale: no rule, or a weight without such an axis."""
+    """The axis of output channels; None for one scale, where there is no rule or no such axis."""
     axis = unit.rule.weight_axis
     if axis is None or rank < 2 or (unit.node.op_type == "MatMul" and rank != 2):
         return None
@@ -315,9 +353,7 @@ def _attribute(node: ir.Node, name: str, default: float) -> float:
     return default if attribute is None else float(attribute.value)
 
 
-def _with_factors(
-    node: ir.Node, weight: Array, bias: Array | None
-) -> tuple[Array, Array | None]:
+def _with_factors(node: ir.Node, weight: Array, bias: Array | None) -> tuple[Array, Array | None]:
     """Gemm's alpha and beta multiplied into weight and bias: the kernels know only factors of 1."""
     if node.op_type != "Gemm":
         return weight, bias
@@ -329,3 +365,10 @@ def _with_factors(
         bias = bias * np.float32(beta)
         node.attributes["beta"] = ir.AttrFloat32("beta", 1.0)
     return weight, bias
+
+
+def _pooled_shape(node: ir.Node) -> ir.Shape | None:
+    source = node.inputs[0]
+    if source is None or source.shape is None:
+        return None
+    return ir.Shape([*source.shape[:2], *[1] * (len(source.shape) - 2)])

@@ -74,11 +74,12 @@ def assign(
             for value in unit.sources():
                 groups.join(unit.output, value)
     moved = {unit.output for unit in units if unit.moves}
+    symmetric = {v for unit in units if unit.rule.symmetric_input for v in unit.sources()}
     padded = {unit.output: pad_value(unit.node) for unit in units if unit.node.op_type == "Pad"}
     result: dict[ir.Value, Affine] = {}
     for members in groups.all():
         seen = [statistics[value] for value in members if value not in moved]
-        kind = _integer_type(spec, seen)
+        kind = _integer_type(spec, seen, not symmetric.isdisjoint(members))
         spans = [estimator.estimate(one, kind) for one in seen]
         spans += [Range(fill, fill) for v in members if (fill := padded.get(v)) is not None]
         span = spans[0]
@@ -88,11 +89,13 @@ def assign(
     return result
 
 
-def _integer_type(spec: QuantizationSpec, seen: Iterable[TensorStatistics]) -> IntegerType:
-    dtype: str = spec.activation_dtype
-    if dtype == "sign":
-        dtype = "uint8" if all(one.minimum >= 0.0 for one in seen) else "int8"
-    return IntegerType(dtype, spec.activation_symmetric)
+def _integer_type(
+    spec: QuantizationSpec, seen: Iterable[TensorStatistics], symmetric: bool
+) -> IntegerType:
+    if symmetric and not spec.activation_symmetric:
+        positive = all(one.minimum >= 0.0 for one in seen)
+        return IntegerType("uint8" if positive else "int8", symmetric=True)
+    return IntegerType(spec.activation_dtype, spec.activation_symmetric)
 
 
 class _Groups:

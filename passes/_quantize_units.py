@@ -8,8 +8,8 @@ only pays between operators that are in INT8 themselves. Imports onnx_ir.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -40,7 +40,9 @@ class Unit:
     """The input with the constant weight."""
     bias: int | None = None
     """The input with the constant bias."""
-    absorbed: tuple[ir.Node, ...] = field(default=())
+    absorbed: tuple[ir.Node, ...] = ()
+    pools: bool = False
+    """A ReduceMean over all space, to be written as GlobalAveragePool."""
 
     @property
     def moves(self) -> bool:
@@ -73,7 +75,7 @@ def find_units(graph: ir.Graph, spec: QuantizationSpec, refuse: Refuse) -> list[
     units: list[Unit] = []
     taken: set[ir.Node] = set()
     for node in graph:
-        rule = spec.rules.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        rule = _rule(node, spec)
         if rule is None:
             continue
         found = _unit(node, rule, spec)
@@ -85,6 +87,29 @@ def find_units(graph: ir.Graph, spec: QuantizationSpec, refuse: Refuse) -> list[
     return units
 
 
+def _rule(node: ir.Node, spec: QuantizationSpec) -> OperatorRule | None:
+    if node.domain not in ("", "ai.onnx"):
+        return None
+    if spec.global_average_pool and is_global_average(node):
+        return spec.rules["GlobalAveragePool"].model_copy(update={"inputs": "first"})
+    return spec.rules.get(node.op_type)
+
+
+def is_global_average(node: ir.Node) -> bool:
+    """Whether a node is a ReduceMean over all axes behind samples and channels."""
+    shape = node.inputs[0].shape if node.op_type == "ReduceMean" and node.inputs[0] else None
+    if shape is None or len(shape) < 3:
+        return False
+    given = node.attributes.get("axes")
+    if given is not None:
+        axes: list[int] = list(given.as_ints())
+    else:
+        array = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+        axes = [] if array is None else [int(axis) for axis in array.reshape(-1)]
+    rank = len(shape)
+    return sorted(axis % rank for axis in axes) == list(range(2, rank))
+
+
 def _unit(node: ir.Node, rule: OperatorRule, spec: QuantizationSpec) -> Unit | str:
     """The unit of a node, or why it cannot be one."""
     if any(value.uses() or value.is_graph_output() for value in node.outputs[1:]):
@@ -92,7 +117,14 @@ def _unit(node: ir.Node, rule: OperatorRule, spec: QuantizationSpec) -> Unit | s
     output, absorbed = _absorb(node, rule)
     if any(not _is_float32(value) for value in (output, node.inputs[0])):
         return "it does not work on float32"
-    unit = Unit(node, rule, output, (), absorbed=absorbed)
+    unit = Unit(
+        node,
+        rule,
+        output,
+        (),
+        absorbed=absorbed,
+        pools=spec.global_average_pool and is_global_average(node),
+    )
     reason = _take_weight(unit, spec) or _take_activations(unit)
     return reason or _special(unit) or unit
 
@@ -226,31 +258,34 @@ def select(units: Iterable[Unit], refuse: Refuse) -> list[Unit]:
     """
     chosen = list(units)
     while True:
-        made = {unit.output: unit for unit in chosen}
-        readers = _readers(chosen)
-        reasons = {unit: _alone(unit, made, readers) for unit in chosen}
-        kept = [unit for unit in chosen if reasons[unit] is None]
+        reasons = _reasons(chosen)
+        kept = [unit for unit in chosen if unit not in reasons]
         if len(kept) == len(chosen):
             return kept
         for unit, reason in reasons.items():
-            if reason is not None:
-                refuse(unit.node, reason)
+            refuse(unit.node, reason)
         chosen = kept
 
 
-def _readers(units: Iterable[Unit]) -> set[ir.Value]:
-    return {value for unit in units for value in unit.sources()}
+def _reasons(units: Iterable[Unit]) -> dict[Unit, str]:
+    """The units that stand alone among `units`, each with what it lacks."""
+    units = list(units)
+    leaders = [unit for unit in units if not _follows(unit)]
+    # A value has integers where a unit makes it, or where a unit that needs no company reads it.
+    integers = {unit.output for unit in units} | {v for u in leaders for v in u.sources()}
+    readers = {value for unit in units for value in unit.sources()}
+    found = {}
+    for unit in units:
+        missing = [value.name for value in unit.sources() if value not in integers]
+        if _follows(unit) and missing:
+            found[unit] = f"its input `{missing[0]}` does not come from an INT8 operator"
+        elif unit.moves and unit.output not in readers:
+            found[unit] = "no INT8 operator reads its output"
+    return found
 
 
-def _alone(unit: Unit, made: Mapping[ir.Value, Unit], readers: set[ir.Value]) -> str | None:
-    if not (unit.moves or unit.rule.only_with_quantized_input):
-        return None
-    missing = [value.name for value in unit.sources() if value not in made]
-    if missing:
-        return f"its input `{missing[0]}` does not come from an INT8 operator"
-    if unit.moves and unit.output not in readers:
-        return "no INT8 operator reads its output"
-    return None
+def _follows(unit: Unit) -> bool:
+    return unit.moves or unit.rule.only_with_quantized_input
 
 
 def refuse_others(graph: ir.Graph, units: Iterable[Unit], refuse: Refuse) -> None:

@@ -46,11 +46,11 @@ class QuantizeInt8(Pass):
     """
 
     ranges: Literal["minmax", "percentile", "mse"] = "mse"
-    """How the range of an activation is chosen: `minmax` clips nothing, `percentile` cuts the tails,
-    `mse` minimises the squared error of clipping and rounding together."""
+    """How an activation's range is chosen: `minmax` clips nothing, `percentile` cuts the tails, `mse`
+    minimises the squared error of clipping and rounding together."""
     percentile: Annotated[float, Field(gt=50.0, le=100.0)] = 99.99
     """With `ranges: percentile`: how many per cent of the elements lie within either end."""
-    keep_float: list[str] = []
+    keep_float: list[str] = Field(default=[])
     """Operators that stay in float: patterns (`*`, `?`, `[...]`) of node names, of source names of
     their outputs, or operator types such as `Gemm`."""
 
@@ -66,7 +66,7 @@ class QuantizeInt8(Pass):
         return lossy(20.0)
 
     def check(self, model: Model, context: PassContext) -> None:
-        """Raises PreconditionError for a model that is quantized already or too old for Q and DQ."""
+        """Raises PreconditionError for a model that is quantized or has too old an opset."""
         from optimc.passes._quantize_checks import check_quantizable
 
         check_quantizable(_ir(model), _spec(context), self.keep_float)

@@ -21,16 +21,14 @@ def run_check(recipe_path: Path, *, explain: bool, settings: list[str], untruste
     plan = make_plan(recipe)
     if explain:
         print(plan.explain())
-    missing = [
-        error
-        for cell in plan.cells
-        if (error := plan.unavailable.get(cell.name)) and not cell.target.optional
-    ]
-    for error in missing:
-        print(f"error: {error}", file=sys.stderr)
-    if missing:
+    missing = [cell for cell in plan.cells if cell.name in plan.unavailable]
+    needed = [cell for cell in missing if not cell.target.optional]
+    for cell in needed:
+        print(f"error: {plan.unavailable[cell.name]}", file=sys.stderr)
+    if needed:
         return int(ExitCode.CELL)
-    print(f"{recipe_path}: fine, {len(plan.cells)} cells", file=sys.stderr)
+    skipped = f", of which {len(missing)} cannot be built here" if missing else ""
+    print(f"{recipe_path}: fine, {len(plan.cells)} cells{skipped}", file=sys.stderr)
     return int(ExitCode.OK)
 
 
@@ -38,10 +36,12 @@ def _check_model_and_data(recipe: Recipe) -> None:
     from optimc.calibration.checks import check_disjoint
     from optimc.frontends.onnx import read_signature
     from optimc.pipeline.data import open_data
+    from optimc.pipeline.evaluation import check_metrics
     from optimc.pipeline.inputs import declared_signature
 
     signature = declared_signature(recipe, read_signature(recipe.model.onnx))
     data = open_data(recipe, signature)
+    check_metrics(recipe, data.evaluation, signature)
     if recipe.data is not None:
         splits = {name: data.splits[name] for name in recipe.data.splits}
         check_disjoint(splits, recipe.data.allow_overlap)

@@ -86,7 +86,8 @@ class Display(Silent):
             facts.insert(1, f"error {finding.max_rel_error:.1e} of scale")
         reason = f": {finding.reason}" if finding.reason else ""
         verdict = finding.verdict.replace("_", " ")
-        self._line(f"  {outcome.name:<16} {verdict}{reason} ({', '.join(facts)})")
+        name = f"{outcome.name} for {outcome.runtime}" if outcome.runtime else outcome.name
+        self._line(f"  {name:<28} {verdict}{reason} ({', '.join(facts)})")
 
     def _live(self, text: str) -> None:
         if self._status is not None:

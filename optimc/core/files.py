@@ -85,6 +85,23 @@ def replace_folder(new: Path, path: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def check_folder(folder: Path, option: str) -> None:
+    """Makes `folder`, and raises InputError where nothing can be written there.
+
+    `option` is what names the folder on the command line, such as ``-o DIR``.
+    """
+    fix = f"choose a folder with free space that you may write to ({option})"
+    if folder.exists() and not folder.is_dir():
+        raise InputError("this is a file, not a folder", where=str(folder), fix=fix)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(prefix=TEMPORARY_PREFIX, dir=folder) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        what = f"nothing can be written here: {error.strerror or error}"
+        raise InputError(what, where=str(folder), fix=fix) from error
+
+
 def file_sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, read in pieces, in lower-case hexadecimal."""
     with open(path, "rb") as file:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 from pydantic import BaseModel, ConfigDict, field_serializer
 
 from optimc.core.digest import digest_of
+from optimc.core.errors import InputError
 from optimc.core.files import file_sha256
 from optimc.core.model import Model, Signature
 
@@ -60,6 +61,8 @@ class OperatorRule(SpecData):
     """Data movement that runs on the integers themselves, between Q and DQ."""
     only_with_quantized_input: bool = False
     """Quantized only where every activation comes from another quantized operator."""
+    symmetric_input: bool = False
+    """Whether the kernel wants a zero point of 0 at its input."""
     least_size: int = 1
     """Weights (or second operands) with a smaller K or N are not worth an INT8 kernel."""
 
@@ -67,15 +70,16 @@ class OperatorRule(SpecData):
 class QuantizationSpec(SpecData):
     """Where Q and DQ go for a target, and of which types."""
 
-    activation_dtype: Literal["uint8", "int8", "sign"]
-    """`sign` is uint8 for tensors that were never negative, and int8 for the others."""
+    activation_dtype: Literal["uint8", "int8"]
     activation_symmetric: bool
-    weight_dtype: Literal["int8"] = "int8"
-    """Weights are symmetric: the zero point is 0."""
+    """Whether all zero points of activations are 0. Weights are int8 with a zero point of 0."""
     reduce_range: bool = False
     """7-bit weights: for CPUs whose INT8 multiply-add saturates in 16 bits (no VNNI)."""
     bias: Literal["int32", "float"]
     """`int32` is a DQ with the scale of the accumulator: the input's times the weight's."""
+    global_average_pool: bool = False
+    """Whether a ReduceMean over all space is written as GlobalAveragePool, for which there is an INT8
+    kernel."""
     rules: Mapping[str, OperatorRule]
     """From the operator type (of the default domain) to its rule; what is not listed stays float."""
 
@@ -176,9 +180,22 @@ class Engine:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """The engine in `folder`."""
-        text = (folder / cls.MANIFEST).read_text(encoding="utf-8")
-        return cls(folder, json.loads(text))
+        """The engine in `folder`. Raises InputError where its manifest is none."""
+        path = folder / cls.MANIFEST
+        fix = "name a folder that `optimc build` wrote, such as out/artifacts/int8/ort"
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"the manifest cannot be read: {error}", where=str(path), fix=fix
+            ) from error
+        needed = ("runtime", "main", "files", "identity", "session", "signature")
+        missing = [key for key in needed if not isinstance(manifest, dict) or key not in manifest]
+        if missing:
+            raise InputError(
+                f"this is no engine's manifest: it has no {missing[0]}", where=str(path), fix=fix
+            )
+        return cls(folder, manifest)
 
     @classmethod
     def describe(

@@ -41,6 +41,14 @@ MEMORY_EXIT = 86
 """The exit code of a worker that met its memory limit and could still say so."""
 
 _TAIL_BYTES = 4000
+_NO_MEMORY = (
+    "bad_alloc",
+    "MemoryError",
+    "Memory allocation still failed",  # OpenBLAS
+    "failed to map segment",  # the dynamic linker
+    "Cannot allocate memory",
+)
+"""What the last words of a process are where memory was not to be had."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +211,7 @@ class Worker:
             code = self._process.wait()
         tail = self._tail()
         self.close()
-        if code == MEMORY_EXIT or "bad_alloc" in tail or "MemoryError" in tail:
+        if code == MEMORY_EXIT or any(words in tail for words in _NO_MEMORY):
             return _memory_error(self.name, self.limits)
         if code < 0:
             cause = f"died by {signal.Signals(-code).name}"

@@ -3,7 +3,7 @@
 `load_onnx` examines the file in a worker (a crash, a hang or a bomb is one message), then brings it
 into the form that the compiler works on: functions inlined, initializers no inputs, every value and
 node with a name of its own, every dynamic dim with a name, no doc strings or metadata, opset 13 at
-least. Weights in external data stay in their file, mapped into memory.
+least. Big weights in external data stay in their file, mapped into memory.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from optimc.core.errors import InputError, WorkerError
-from optimc.core.model import OnnxModel, Signature, TensorSpec
+from optimc.core.model import EXTERNAL_DATA_THRESHOLD, OnnxModel, Signature, TensorSpec
 from optimc.core.worker import Limits, Worker
 
 if TYPE_CHECKING:
@@ -56,16 +56,19 @@ def load_onnx(
 
 
 def read_signature(path: Path) -> Signature:
-    """Inputs and outputs of the ONNX file at `path`, without its weights or any check beyond.
+    """Inputs and outputs of the ONNX file at `path`, checked as far as that takes no runtime.
 
     Equal to the signature of the loaded model, but for shapes that the file leaves out. Imports
-    onnx alone. Raises `InputError` where the file is no ONNX model.
+    onnx alone. Raises `InputError` where the file is no ONNX model, or names or tensors are wrong.
     """
-    from optimc.frontends.onnx_checks import check_interface
-    from optimc.frontends.onnx_files import parse
+    from optimc.frontends.onnx_checks import check_functions, check_interface, check_names
+    from optimc.frontends.onnx_files import check_tensors, parse
 
     proto = parse(Path(path))
     check_interface(proto, Path(path))
+    check_names(proto, Path(path))
+    check_functions(proto, Path(path))
+    check_tensors(proto, Path(path))
     initializers = {tensor.name for tensor in proto.graph.initializer}
     inputs = [value for value in proto.graph.input if value.name not in initializers]
     return Signature(
@@ -102,6 +105,8 @@ class _Source:
     path: Path
     output_dims: Mapping[str, Sequence[int | str | None]]
     stale_shapes: bool
+    in_memory: bool
+    """Whether the weights are small: such are read, so that the file may change or go."""
 
 
 def _examine(
@@ -125,23 +130,21 @@ def _examine(
                 )
             read = path
             if answer["opset"] and answer["opset"] < MIN_OPSET:
-                read = _raise_opset(worker, path, workspace, answer, notes)
+                read = _raise_opset(worker, path, workspace, answer["opset"], notes)
     except WorkerError as error:
         raise InputError(
             f"the model could not be examined: {error.what}",
             where=str(path),
             fix="the file is damaged or hostile, or needs more than the limits allow",
         ) from error
-    return _Source(read, answer["output_dims"], bool(answer["stale_shapes"]))
+    in_memory = answer["bytes"] <= EXTERNAL_DATA_THRESHOLD
+    return _Source(read, answer["output_dims"], bool(answer["stale_shapes"]), in_memory)
 
 
-def _raise_opset(
-    worker: Worker, path: Path, workspace: Path, answer: Mapping[str, Any], notes: list[str]
-) -> Path:
+def _raise_opset(worker: Worker, path: Path, workspace: Path, opset: int, notes: list[str]) -> Path:
     """The file with the least opset that passes work on; `path` itself where that fails."""
-    from optimc.frontends.onnx_service import MIN_OPSET, runtime_refuses
+    from optimc.frontends.onnx_service import MIN_OPSET
 
-    opset, refusal = answer["opset"], answer["refusal"]
     target = workspace / f"{path.stem}-opset{MIN_OPSET}.onnx"
     reply = worker.call("convert", path=str(path), target=str(target), opset=MIN_OPSET)
     reason = reply.data["reason"]
@@ -149,8 +152,6 @@ def _raise_opset(
         notes.append(f"opset {opset} was raised to {MIN_OPSET}")
         return target
     target.unlink(missing_ok=True)
-    if refusal is not None:
-        raise runtime_refuses(refusal, path)
     notes.append(f"opset {opset} could not be raised to {MIN_OPSET} and stays: {reason}")
     return path
 
@@ -162,7 +163,9 @@ def _normalized(
 
     from optimc.frontends import onnx_normal
 
-    model = onnx_ir.load(source.path)
+    model = onnx_normal.read(source.path)
+    if source.in_memory:
+        onnx_ir.external_data.load_to_model(model)
     onnx_normal.strip_metadata(model)
     if onnx_normal.inline_functions(model):
         notes.append("functions were inlined")

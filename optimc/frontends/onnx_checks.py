@@ -224,7 +224,11 @@ def _unreadable(graph: onnx.GraphProto, node: onnx.NodeProto, name: str, path: P
     cycle = _cycle(node, producers)
     if cycle:
         shown = " -> ".join(describe(member) for member in cycle[:6])
-        return InputError(f"the graph has a cycle: {shown}", where=str(path))
+        return InputError(
+            f"the graph has a cycle: {shown}",
+            where=str(path),
+            fix="export the model again: an ONNX graph has no cycles (loops are the operator `Loop`)",
+        )
     return InputError(
         f"{describe(node)} reads `{name}` before {describe(producers[name])} computes it",
         where=str(path),

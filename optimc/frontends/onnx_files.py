@@ -15,7 +15,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto
 
-from optimc.core.errors import InputError
+from optimc.core.errors import InputError, did_you_mean
 
 MAX_PROTOBUF_BYTES = 2**31 - 1
 """What one protobuf message can hold; bigger weights live in external data."""
@@ -52,12 +52,16 @@ def _check_file(path: Path) -> None:
         status = path.stat()
     except OSError as error:
         raise InputError(
-            f"cannot read the model: {error.strerror}", where=str(path), fix="check the path"
+            f"cannot read the model: {error.strerror}",
+            where=str(path),
+            fix=did_you_mean(path.name, _onnx_files(path.parent)) or "check the path",
         ) from error
     if stat.S_ISDIR(status.st_mode):
-        raise InputError("this is a folder, not an ONNX file", where=str(path))
+        found = ", ".join(sorted(_onnx_files(path))[:5])
+        fix = f"name the file in it: {found}" if found else "name an .onnx file"
+        raise InputError("this is a folder, not an ONNX file", where=str(path), fix=fix)
     if not stat.S_ISREG(status.st_mode):
-        raise InputError("this is not a regular file", where=str(path))
+        raise InputError("this is not a regular file", where=str(path), fix="name an .onnx file")
     if status.st_size == 0:
         raise InputError("the file is empty", where=str(path), fix="export the model again")
     if status.st_size > MAX_PROTOBUF_BYTES:
@@ -66,6 +70,13 @@ def _check_file(path: Path) -> None:
             where=str(path),
             fix="export with external data (weights in a file of their own)",
         )
+
+
+def _onnx_files(folder: Path) -> list[str]:
+    try:
+        return [path.name for path in folder.iterdir() if path.suffix == ".onnx"]
+    except OSError:
+        return []
 
 
 def all_protos(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

@@ -13,11 +13,23 @@ from optimc.core.errors import InputError, unknown_name
 from optimc.core.model import SOURCE_KEY
 from optimc.core.onnx_names import make_names_unique
 from optimc.core.onnx_signature import all_graphs, all_values
+from optimc.frontends.onnx_files import all_tensors, parse
 
 NameDim = Callable[[int | str | None, str, int], int | str]
 
 _MIN_IR_VERSION = 4
 """From here on initializers need not be inputs."""
+
+
+def read(path: Path) -> ir.Model:
+    """The model at `path`, which was examined before; external data is mapped when it is used."""
+    proto = parse(path)
+    for _, tensor in all_tensors(proto):
+        tensor.ClearField("doc_string")
+        tensor.ClearField("metadata_props")
+    model = ir.from_proto(proto)
+    ir.external_data.set_base_dir(model.graph, str(path.parent))
+    return model
 
 
 def strip_metadata(model: ir.Model) -> None:
@@ -31,6 +43,9 @@ def strip_metadata(model: ir.Model) -> None:
     for graph in all_graphs(model):
         graph.doc_string = None
         graph.metadata_props.clear()
+    for value in all_values(model):
+        value.doc_string = None
+        value.metadata_props.clear()
 
 
 def inline_functions(model: ir.Model) -> bool:

@@ -27,6 +27,7 @@ Dims = Sequence[int | str]
 MIN_OPSET = 13
 """Per-channel QuantizeLinear, and axes as inputs, begin here: older models are converted up."""
 
+_OLDEST_OPSET = 7
 _SMALL_TENSOR_BYTES = 1024
 _COMPARE_TOLERANCE = 1e-5
 _DYNAMIC_SIZES = (1, 2, 32, 224)
@@ -52,23 +53,20 @@ class OnnxService:
         file = Path(path)
         proto = parse(file)
         check_interface(proto, file)
+        size = check_tensors(proto, file)
         check_names(proto, file)
         check_functions(proto, file)
         check_operators(proto, file, _runtime_operators())
-        size = check_tensors(proto, file)
         notes: list[str] = []
         light = _without_weights(proto, declared)
         output_dims = _fill_output_shapes(light, file, notes)
         _run_checker(light, file)
         stale = _contradiction(light)
         opset = max((e.version for e in proto.opset_import if _is_onnx(e.domain)), default=0)
-        refusal = _refusal_of_runtime(file)
-        if refusal is not None and not 0 < opset < MIN_OPSET:
-            raise runtime_refuses(refusal, file)
+        _load_by_runtime(file, opset)
         answer = {
             "notes": notes,
             "opset": opset,
-            "refusal": refusal,
             "bytes": size,
             "output_dims": output_dims,
             "stale_shapes": stale,
@@ -214,52 +212,34 @@ def _contradiction(light: onnx.ModelProto) -> str | None:
     return None
 
 
-def _refusal_of_runtime(path: Path) -> str | None:
-    """Why ONNX Runtime does not load the model, or None."""
+def _load_by_runtime(path: Path, opset: int) -> None:
     try:
         reference_session(path)
     except Exception as error:
         if "bad_alloc" in str(error) or isinstance(error, MemoryError):
             raise MemoryError(str(error)) from error
-        return _first_line(error)
-    return None
-
-
-def runtime_refuses(reason: str, path: Path) -> InputError:
-    """The error for a model that ONNX Runtime does not load."""
-    return InputError(
-        f"ONNX Runtime refuses the model: {reason}",
-        where=str(path),
-        fix="optimc verifies everything by ONNX Runtime: the model has to run there",
-    )
+        fix = "optimc verifies everything by ONNX Runtime: the model has to run there"
+        if 0 < opset < _OLDEST_OPSET:
+            fix = f"export with opset {MIN_OPSET} or later: ONNX Runtime begins at {_OLDEST_OPSET}"
+        what = f"ONNX Runtime refuses the model: {_first_line(error)}"
+        raise InputError(what, where=str(path), fix=fix) from error
 
 
 def _difference(before: Path, after: Path) -> str | None:
     """Why the converted model is not the same function, or None; compared on seeded inputs."""
     try:
-        new = reference_session(after)
+        old, new = reference_session(before), reference_session(after)
         compared = 0
-        dynamic = any(isinstance(dim, str | None) for i in new.get_inputs() for dim in i.shape)
+        dynamic = any(isinstance(dim, str | None) for i in old.get_inputs() for dim in i.shape)
         for size in _DYNAMIC_SIZES if dynamic else _DYNAMIC_SIZES[:1]:
-            feeds = seeded_feeds(new, size)
-            expected = _run_original(before, feeds)
+            feeds = seeded_feeds(old, size)
+            expected = run_or_none(old, None, feeds)
             if expected is None:
                 continue
             compared += 1
-            for info, a, b in zip(new.get_outputs(), expected, new.run(None, feeds), strict=True):
+            for info, a, b in zip(old.get_outputs(), expected, new.run(None, feeds), strict=True):
                 if max_relative_error(a, b) > _COMPARE_TOLERANCE:
                     return f"the output `{info.name}` would change"
     except Exception as error:  # noqa: BLE001 (whatever the runtime raises is the reason)
         return _first_line(error)
     return None if compared else "the result could not be compared on seeded inputs"
-
-
-def _run_original(path: Path, feeds: Mapping[str, Any]) -> Any:
-    """The outputs by ONNX Runtime, or by onnx's reference implementation for operators as old as
-    ONNX Runtime does not know them; None where neither takes the inputs.
-    """
-    if _refusal_of_runtime(path) is None:
-        return run_or_none(reference_session(path), None, feeds)
-    from onnx.reference import ReferenceEvaluator
-
-    return run_or_none(ReferenceEvaluator(str(path)), None, feeds)

@@ -218,7 +218,6 @@ class _Sampler:
         self._clock = clock
         self._order = np.random.default_rng(seed)
         self._blocks: dict[str, tuple[int, int]] = {}
-        self._sweeps = 0
         self._samples: dict[str, list[NDArray[np.int64]]] = {name: [] for name in subjects}
         self._loads: dict[str, list[float]] = {name: [] for name in subjects}
 
@@ -239,10 +238,10 @@ class _Sampler:
         typical = {name: self._open(name) for name in self._shuffled()}
         if not self._blocks:
             self._blocks = {name: self._block(ns) for name, ns in typical.items()}
-            sweep = sum(sum(self._blocks[name]) * ns for name, ns in typical.items()) / 1e9
-            self._sweeps = _sweeps(self._clock() - began, sweep, self._plan.at_most_s)
+        sweep = sum(sum(self._blocks[name]) * ns for name, ns in typical.items()) / 1e9
+        sweeps = _sweeps(self._clock() - began, sweep, self._plan.at_most_s)
         runs: dict[str, list[NDArray[np.int64]]] = {name: [] for name in self._subjects}
-        for _ in range(self._sweeps):
+        for _ in range(sweeps):
             for name in self._shuffled():
                 lead, counted = self._blocks[name]
                 runs[name].append(self._time(name, lead + counted)[lead:])

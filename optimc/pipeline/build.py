@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from optimc.core.digest import digest_of
 from optimc.core.errors import CellError, OptimcError
-from optimc.core.files import atomic_folder
+from optimc.core.files import check_folder
 from optimc.core.model import OnnxModel
 from optimc.core.passes import Input
 from optimc.core.worker import Limits
@@ -19,7 +18,9 @@ from optimc.pipeline.assemble import CellResult
 from optimc.pipeline.cache import Cache
 from optimc.pipeline.data import check_overlap, open_data
 from optimc.pipeline.engines import EngineBuilder
+from optimc.pipeline.evaluation import check_metrics
 from optimc.pipeline.ingest import read_source
+from optimc.pipeline.lock import lock_path, read_lock
 from optimc.pipeline.manager import PassInputs, PassManager, PassOutcome
 from optimc.pipeline.observer import BuildObserver, Dumper
 from optimc.pipeline.oracle import Oracle
@@ -89,11 +90,17 @@ class Build:
         from optimc.pipeline.finish import finish
 
         self.plan = make_plan(self.recipe, variant=self.options.variant, target=self.options.target)
-        check_output_folder(self.options.out)
+        check_folder(self.options.out, "-o DIR")
+        dumps = [Dumper(self.options.dump)] if self.options.dump else []
+        self.observers: Sequence[BuildObserver] = (self.observer, *dumps)
+        if self.options.locked:
+            read_lock(lock_path(self.recipe.path))  # before any work: it may not be there
         self.observer.on_stage(f"reading {self.recipe.model.onnx.name}")
         self.source = read_source(self.recipe, cache, self.limits, workspace)
         self.data = open_data(self.recipe, self.source.model.signature)
         check_overlap(self.recipe, self.data, cache)
+        if self.options.measure:
+            check_metrics(self.recipe, self.data.evaluation, self.source.model.signature)
         self._note_what_is_special()
         self.cache, self.workspace = cache, workspace
         self._build_cells()
@@ -119,7 +126,7 @@ class Build:
             result = self.results[name]
             optional = result.cell.target.optional
             result.status = "skipped" if optional else "failed"
-            result.reason = _reason(error)
+            result.reason = _reason(error, name)
         probes = self._probes()
         skip = "verification is off" if self.options.verify == "off" else None
         with (
@@ -157,17 +164,13 @@ class Build:
             seed=self.recipe.seed,
             workspace=self.workspace,
             limits=self.options.limits,
-            observers=self._observers(),
+            observers=self.observers,
             judge_lossy=self._judges_lossy_passes(),
         )
         models: dict[str, OnnxModel] = {}
         start = Segment(self.source.model.digest, self.source.path)
         self._walk(self.plan.root, self.source.model, start, (), models)
         return models
-
-    def _observers(self) -> Sequence[BuildObserver]:
-        dumps = [Dumper(self.options.dump)] if self.options.dump else []
-        return (self.observer, *dumps)
 
     def _judges_lossy_passes(self) -> bool:
         """Whether the default SQNR bound holds: only where no metric can judge instead."""
@@ -253,7 +256,7 @@ class Build:
         if proof.finding.broke:
             result.fail(f"the engine did not prove itself: {proof.finding.reason}")
         state = "failed" if result.status == "failed" else proof.finding.verdict.replace("_", " ")
-        self.observer.on_detail(f"{cell.name:<16} {state}, {engine.bytes / 1e6:.2f} MB")
+        self.observer.on_detail(f"{cell.name:<28} {state}, {engine.bytes / 1e6:.2f} MB")
 
     def path_of(self, model: OnnxModel) -> Path:
         """The model's file in the cache; models that passes left unchanged are the source."""
@@ -274,16 +277,10 @@ def worker_limits(recipe: Recipe) -> Limits:
     return Limits(memory, recipe.limits.seconds)
 
 
-def check_output_folder(folder: Path) -> None:
-    """Raises InputError before any work where nothing could be written at its end."""
-    with atomic_folder(folder / ".optimc-writable"):
-        pass
-    shutil.rmtree(folder / ".optimc-writable", ignore_errors=True)
-
-
-def _reason(error: OptimcError) -> str:
+def _reason(error: OptimcError, cell: str | None = None) -> str:
+    """The error on one line; the name of the `cell` that it stands beside is not said again."""
     fix = f" (fix: {error.fix})" if error.fix else ""
-    where = f"{error.where}: " if error.where else ""
+    where = f"{error.where}: " if error.where and error.where != cell else ""
     return f"{where}{error.what}{fix}"
 
 

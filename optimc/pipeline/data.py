@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from optimc.pipeline.inputs import check_signature, resolved_dims
+from optimc.pipeline.inputs import check_cases, check_signature, resolved_dims
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,6 +70,7 @@ def open_data(recipe: Recipe, signature: Signature) -> BuildData:
         for name, source in recipe.data.splits.items():
             splits[name] = source.open(recipe.folder, recipe.seed)
     dims = resolved_dims(recipe, signature, splits)
+    check_cases(recipe, dims)
     bounds = {name: (dim.min, dim.max) for name, dim in dims.items()}
     for dataset in splits.values():
         check_against(dataset, signature, bounds)

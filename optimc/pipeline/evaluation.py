@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimc.core.cpu import cpu_features
 from optimc.core.digest import digest_of
+from optimc.core.errors import unknown_name
 from optimc.core.targets import Engine
 from optimc.core.worker import Limits
 from optimc.measure.metric import Direction, Metric, SampleMetric
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
     Arrays = Mapping[str, NDArray[Any]]
 
+_CHECKED = 1024
+"""Labels that are looked at at once."""
 _BATCH = 32
 """Samples in one run where the model's batch is free: enough to keep a call's overhead small."""
 
@@ -54,6 +57,34 @@ def loaded_metrics(recipe: Recipe) -> dict[str, Metric]:
         name: metric.load(recipe.folder) if isinstance(metric, UserMetric) else metric
         for name, metric in recipe.metrics.items()
     }
+
+
+def check_metrics(recipe: Recipe, dataset: Dataset | None, signature: Signature) -> None:
+    """Raises InputError before any work where a metric does not fit the model or the labels.
+
+    Imports the user's own metrics. Classifiers see all labels, with scores that mean nothing.
+    """
+    import numpy as np
+
+    from optimc.measure.metrics import F1, Top1, Top5
+
+    outputs = {spec.name: spec for spec in signature.outputs}
+    for name, metric in loaded_metrics(recipe).items():
+        if not isinstance(metric, SampleMetric):
+            continue
+        if metric.output is not None and metric.output not in outputs:
+            where = recipe.where("metrics", name, "output")
+            raise unknown_name("output", metric.output, outputs, where=where)
+        shape = outputs[metric.output or next(iter(outputs))].shape
+        if dataset is None or not isinstance(metric, Top1 | Top5 | F1) or shape is None:
+            continue
+        sizes = [size for size in shape[1:] if isinstance(size, int)]
+        if len(sizes) < len(shape) - 1 or not isinstance(shape[0], str):
+            continue
+        for batch in dataset.batches(_CHECKED):
+            assert batch.labels is not None  # the recipe's own checks saw to it
+            scores = np.zeros((len(batch.labels), *sizes), np.float32)
+            metric.record(scores, np.asarray(batch.labels), None)
 
 
 @dataclass

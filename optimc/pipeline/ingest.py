@@ -132,10 +132,6 @@ def _without_dropped(model: OnnxModel, recipe: Recipe) -> OnnxModel:
     known = {spec.name for spec in model.signature.outputs}
     if not dropped & known:
         return model
-    if dropped >= known:
-        raise InputError(
-            "every output is dropped", where=f"{recipe.path}: outputs", fix="keep one at least"
-        )
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     graph = model.ir.graph

@@ -50,6 +50,10 @@ def check_signature(recipe: Recipe, signature: Signature, *, dims: bool = True) 
     for name in recipe.outputs:
         if name not in outputs:
             raise unknown_name("output", name, outputs, where=recipe.where("outputs", name))
+    if outputs and all(recipe.outputs.get(name) == "drop" for name in outputs):
+        raise InputError(
+            "every output is dropped", where=recipe.where("outputs"), fix="keep one at least"
+        )
     for name in recipe.dims if dims else ():
         if name not in signature.symbols:
             raise unknown_name("dim", name, signature.symbols, where=recipe.where("dims", name))
@@ -105,6 +109,23 @@ def resolved_dims(
                 )
             dims[symbol] = DimRange(min=size, typical=size, max=size)
     return dims
+
+
+def check_cases(recipe: Recipe, dims: Mapping[str, DimRange]) -> None:
+    """Raises InputError where a benchmark case names a dim that the model lacks, or a size outside."""
+    for index, case in enumerate(recipe.benchmark.cases):
+        for name, size in case.items():
+            where = recipe.where("benchmark", "cases", index, name)
+            if name not in dims:
+                raise unknown_name("dim", name, dims, where=where)
+            dim = dims[name]
+            if not dim.min <= size <= dim.max or size % dim.multiple_of:
+                step = f" in steps of {dim.multiple_of}" if dim.multiple_of > 1 else ""
+                raise InputError(
+                    f"the case has {name}: {size}, outside of {dim.min} to {dim.max}{step}",
+                    where=where,
+                    fix=f"choose a size inside, or declare dims.{name} wider",
+                )
 
 
 def _size_in_data(symbol: str, signature: Signature, data: Mapping[str, Dataset]) -> int | None:

@@ -67,7 +67,8 @@ def refuse_differences(
 
 
 def _differences(name: str, locked: Any, now: Any) -> Iterator[str]:
-    if isinstance(locked, dict) and isinstance(now, dict):
+    if isinstance(locked, dict | None) and isinstance(now, dict | None):
+        locked, now = locked or {}, now or {}
         for key in sorted({*locked, *now}):
             yield from _differences(f"{name}.{key}", locked.get(key), now.get(key))
     elif isinstance(locked, list) and isinstance(now, list) and len(locked) == len(now):
@@ -80,5 +81,7 @@ def _differences(name: str, locked: Any, now: Any) -> Iterator[str]:
 def _short(value: Any) -> str:
     if value is None:
         return "nothing"
+    if isinstance(value, dict | list):
+        return f"{len(value)} entries"
     text = str(value)
     return f"{text[:12]}…" if len(text) == 64 else text

@@ -7,7 +7,7 @@ import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,6 +51,8 @@ class PassOutcome:
     refusals: tuple[Mapping[str, str], ...]
     failure: str | None = None
     """Why cells behind this pass fail, or None."""
+    runtime: str | None = None
+    """The runtime whose spec the pass read."""
 
 
 class Observer(Protocol):
@@ -119,6 +121,8 @@ class PassManager:
         outcome = self._outcome(
             pass_, model, segment, entry, record, time.perf_counter() - started, cached, required
         )
+        if inputs.spec is not None:
+            outcome = replace(outcome, runtime=inputs.spec.runtime)
         for observer in self.observers:
             observer.after_pass(outcome)
         return outcome

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from optimc.core.errors import InputError
+from optimc.core.files import check_folder
 from optimc.core.model import OnnxModel
 from optimc.pipeline.manager import Observer, PassOutcome
 
@@ -50,6 +52,7 @@ class Dumper(Silent):
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._number = 0
+        check_folder(folder, "--dump DIR")
 
     def before_pass(self, name: str, model: OnnxModel) -> None:
         """Writes the model from before the first pass."""
@@ -61,6 +64,14 @@ class Dumper(Silent):
         self._write(outcome.name, outcome.model)
 
     def _write(self, name: str, model: OnnxModel) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        model.write_onnx(self._folder / f"{self._number:03}-{name}.onnx")
+        path = self._folder / f"{self._number:03}-{name}.onnx"
+        try:
+            model.write_onnx(path)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise InputError(
+                f"cannot write: {error.strerror or error}",
+                where=str(path),
+                fix="choose a folder with free space that you may write to (--dump DIR)",
+            ) from error
         self._number += 1

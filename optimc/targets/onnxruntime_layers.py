@@ -86,12 +86,12 @@ class _View:
         for value in (*graph.value_info, *graph.input, *graph.output):
             self.types[value.name] = value.type.tensor_type.elem_type
         self.producers = {name: node for node in graph.node for name in node.output if name}
-        self.consumers: dict[str, list[str]] = defaultdict(list)
+        self.constants = {tensor.name for tensor in graph.initializer}
+        self.outputs = {value.name for value in graph.output}
+        self.consumers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
         for node in graph.node:
             for name in node.input:
-                self.consumers[name].append(node.op_type)
-        for value in graph.output:
-            self.consumers[value.name].append("graph output")
+                self.consumers[name].append(node)
 
     def layer(self, node: onnx.NodeProto, quantized: bool) -> Layer:
         integer = node.op_type in INTEGER
@@ -121,21 +121,30 @@ class _View:
 
     def _reason(self, node: onnx.NodeProto) -> str:
         """Why this float node has not become an integer one, by the runtime's own rules."""
-        from onnx import TensorProto
-
         source, weight = (*node.input, "", "")[:2]
         pair, weight_pair = self._dequantized(source), self._dequantized(weight)
         if pair is None and weight_pair is None:
             return "no DequantizeLinear stands on its inputs: it was left in float"
         if weight_pair is None:
-            return f"its second input `{weight}` is not quantized"
+            what = "its weight" if weight in self.constants else f"its second input `{weight}`"
+            return f"{what} is not quantized"
         if pair is None:
             return f"its input `{source}` is not quantized"
-        # The zero point has the type of the quantized value, which may have no entry of its own.
-        if TensorProto.INT8 in (self.types.get(name) for name in (pair.input[0], *pair.input[2:])):
-            return "its activations are int8, and the fast kernels take uint8"
+        if self._is_int8(pair):
+            return "its input is int8, and the fast kernels take uint8"
         readers = self.consumers[node.output[0]]
-        if readers != ["QuantizeLinear"]:
-            listed = ", ".join(sorted(set(readers))) or "nothing"
-            return f"its output goes to {listed}, not to one QuantizeLinear alone"
+        kinds = [reader.op_type for reader in readers]
+        if kinds != ["QuantizeLinear"] or node.output[0] in self.outputs:
+            listed = sorted(set(kinds))
+            if node.output[0] in self.outputs:
+                listed.append("an output of the model")
+            return f"its output goes to {', '.join(listed)}, not to one QuantizeLinear alone"
+        if self._is_int8(readers[0]):
+            return "its output is int8, and the fast kernels give uint8"
         return "the runtime has no int8 kernel for it as it stands"
+
+    def _is_int8(self, node: onnx.NodeProto) -> bool:
+        """Whether a QuantizeLinear or DequantizeLinear has a zero point of int8."""
+        from onnx import TensorProto
+
+        return any(self.types.get(name) == TensorProto.INT8 for name in node.input[2:])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import weakref
 from importlib.metadata import version
+from operator import contains
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -106,11 +107,10 @@ class OpenVino(Target):
             path = context.workspace / "model.onnx"
             place_onnx(model, path)
         session = {"threads": self.threads, "precision": self.precision}
-        missing = _write_ir(path, folder / MODEL, model.signature, half=self.precision == "f16")
-        notes = [*context.notes, *_notes(model, missing)]
+        _write_ir(path, folder / MODEL, model.signature, half=self.precision == "f16")
+        notes = [*context.notes, *_notes(model.signature)]
         compiled = _compile(folder / MODEL, session)
         notes += _check_layers(compiled, self.precision)
-        fed = [spec for spec in model.signature.inputs if spec.name not in missing]
         return Engine.describe(
             folder,
             runtime=self.runtime,
@@ -118,7 +118,7 @@ class OpenVino(Target):
             model=model,
             session=session,
             load=_LOAD.format(
-                feeds=feeds_as_text(fed),
+                feeds=feeds_as_text(model.signature.inputs),
                 main=MODEL,
                 config=_config(session),
                 outputs=[spec.name for spec in model.signature.outputs],
@@ -133,11 +133,8 @@ class OpenVino(Target):
         return OpenVinoSession(engine, session_settings(engine, overrides))
 
 
-def _write_ir(onnx_path: Path, xml: Path, signature: Signature, *, half: bool) -> frozenset[str]:
-    """Converts the ONNX file; `half` stores float weights as float16.
-
-    Returns the inputs that the conversion dropped because nothing reads them.
-    """
+def _write_ir(onnx_path: Path, xml: Path, signature: Signature, *, half: bool) -> None:
+    """Converts the ONNX file; `half` stores float weights as float16."""
     OpenVino.preload()
     import openvino
 
@@ -149,21 +146,19 @@ def _write_ir(onnx_path: Path, xml: Path, signature: Signature, *, half: bool) -
     except Exception as error:  # it throws RuntimeError and its own types
         raise refusal(error, NAME, "converting the model") from error
     number_names(xml, onnx_names(onnx_path))
-    taken = frozenset(name for port in converted.inputs for name in port.get_names())
-    given = [port.get_names() for port in converted.outputs]
-    wanted = [spec.name for spec in signature.outputs]
-    if len(given) != len(wanted) or not all(n in g for n, g in zip(wanted, given, strict=True)):
-        raise CellError(f"{NAME} made other outputs of the model: {given} instead of {wanted}")
-    return frozenset(spec.name for spec in signature.inputs) - taken
+    for ports, specs in (
+        (converted.inputs, signature.inputs),
+        (converted.outputs, signature.outputs),
+    ):
+        given, wanted = [port.get_names() for port in ports], [spec.name for spec in specs]
+        if len(given) != len(wanted) or not all(map(contains, given, wanted)):
+            raise CellError(f"{NAME} changed the model's interface: {wanted} became {given}")
 
 
-def _notes(model: OnnxModel, missing: frozenset[str]) -> list[str]:
-    specs = (*model.signature.inputs, *model.signature.outputs)
+def _notes(signature: Signature) -> list[str]:
+    specs = (*signature.inputs, *signature.outputs)
     wide = sorted({spec.dtype for spec in specs} & _WIDE)
-    notes = [f"{NAME} dropped the input `{name}`, which nothing reads" for name in sorted(missing)]
-    if wide:
-        notes.append(f"{NAME}'s CPU plugin computes {', '.join(wide)} in 32 bits")
-    return notes
+    return [f"{NAME}'s CPU plugin computes {', '.join(wide)} in 32 bits"] if wide else []
 
 
 def _config(settings: dict[str, Any]) -> dict[str, Any]:
@@ -272,8 +267,8 @@ class _Bound:
     def __init__(self, session: OpenVinoSession, feeds: dict[str, NDArray[np.generic]]) -> None:
         self._session = session
         self._request: Any = session.native.create_infer_request()
-        for index, port in enumerate(session.native.inputs):
-            array = feeds[next(name for name in feeds if name in port.get_names())]
+        # The build made sure that the ports stand in the order of the signature.
+        for index, array in enumerate(feeds.values()):
             tensor = self._request.get_input_tensor(index)
             tensor.shape = array.shape
             tensor.data[...] = array

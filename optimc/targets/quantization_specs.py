@@ -6,11 +6,16 @@ from collections.abc import Collection
 
 from optimc.core.targets import OperatorRule, QuantizationSpec
 
-_ACTIVATIONS = ("Relu", "Clip")
+VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+"""CPU features with an INT8 multiply-add that accumulates in 32 bits."""
+
+_ABSORBED = ("Relu", "Clip")
+
 _MOVES = (
     "Expand",
     "Flatten",
     "Gather",
+    "MaxPool",
     "Reshape",
     "Slice",
     "Squeeze",
@@ -18,87 +23,79 @@ _MOVES = (
     "Transpose",
     "Unsqueeze",
 )
-VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
-"""CPU features with an INT8 multiply-add that accumulates in 32 bits."""
+
+_CPU = {
+    "Conv": OperatorRule(weight=1, weight_axis=0, bias=2, absorbs=_ABSORBED),
+    # Under 16 rows or columns the Q before and the DQ behind cost more than INT8 saves.
+    "Gemm": OperatorRule(weight=1, weight_axis=1, bias=2, output=False, least_size=16),
+    "MatMul": OperatorRule(
+        weight=1, weight_axis=1, dynamic_weight=True, output=False, least_size=16
+    ),
+    "Add": OperatorRule(only_with_quantized_input=True, absorbs=_ABSORBED),
+    **{
+        name: OperatorRule(only_with_quantized_input=True)
+        for name in ("AveragePool", "Concat", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid")
+    },
+    **{name: OperatorRule(inputs="first", same_scale=True) for name in _MOVES},
+    # Between a DQ and a Q, ONNX Runtime pads floats, and OpenVINO 2026.4 fails on a zero point.
+    "Pad": OperatorRule(inputs="first", same_scale=True, on_integers=True),
+}
 
 
 def onnxruntime_cpu(features: Collection[str]) -> QuantizationSpec:
     """ONNX Runtime's CPU provider on x86, for a CPU with `features` (`core.cpu.RELEVANT`).
 
-    Its optimizer fuses what stands between DQ and Q into QLinear operators; activations have to be
-    uint8 (int8 has slow kernels or none), an output Q has to be the only consumer.
+    Its optimizer fuses what stands between DQ and Q into QLinear operators. Activations have to be
+    uint8 (int8 has slow kernels or none), and an output's Q has to be the only consumer.
     """
-    follows = OperatorRule(only_with_quantized_input=True)
     return QuantizationSpec(
         activation_dtype="uint8",
         activation_symmetric=False,
         reduce_range=not VNNI & set(features),
         bias="int32",
-        rules={
-            "Conv": OperatorRule(weight=1, weight_axis=0, bias=2, absorbs=_ACTIVATIONS),
-            "Gemm": OperatorRule(weight=1, weight_axis=1, bias=2, output=False),
-            "MatMul": OperatorRule(weight=1, weight_axis=1, dynamic_weight=True, output=False),
-            "Add": follows.model_copy(update={"absorbs": _ACTIVATIONS}),
-            "Mul": follows,
-            "AveragePool": follows,
-            "GlobalAveragePool": follows,
-            "LeakyRelu": follows,
-            "Concat": follows,
-            "MaxPool": OperatorRule(inputs="first", same_scale=True),
-            "Pad": OperatorRule(inputs="first", same_scale=True, on_integers=True),
-            **{name: OperatorRule(inputs="first", same_scale=True) for name in _MOVES},
-        },
+        global_average_pool=True,
+        rules=_CPU,
     )
 
 
 def openvino_cpu(features: Collection[str]) -> QuantizationSpec:
-    """OpenVINO's CPU plugin, whose low-precision transformations carry scales through the graph."""
-    follows = OperatorRule(only_with_quantized_input=True, output=False)
+    """OpenVINO's CPU plugin.
+
+    Its low-precision transformations find their way through the same placement, and with a Q behind
+    every convolution they fuse all of a residual block into convolutions with INT8 outputs.
+    """
+    transposed = OperatorRule(
+        weight=1, weight_axis=1, bias=2, absorbs=_ABSORBED, symmetric_input=True
+    )
     return QuantizationSpec(
-        activation_dtype="sign",
-        activation_symmetric=True,
+        activation_dtype="uint8",
+        activation_symmetric=False,
         reduce_range=not VNNI & set(features),
-        bias="float",
-        rules={
-            "Conv": OperatorRule(
-                weight=1, weight_axis=0, bias=2, output=False, absorbs=_ACTIVATIONS
-            ),
-            "ConvTranspose": OperatorRule(
-                weight=1, weight_axis=1, bias=2, output=False, absorbs=_ACTIVATIONS
-            ),
-            "Gemm": OperatorRule(weight=1, weight_axis=1, bias=2, output=False),
-            "MatMul": OperatorRule(weight=1, weight_axis=1, dynamic_weight=True, output=False),
-            "Add": follows.model_copy(update={"absorbs": _ACTIVATIONS, "inputs": "skip"}),
-            "AveragePool": follows,
-            "GlobalAveragePool": follows,
-            "Concat": OperatorRule(same_scale=True),
-            "MaxPool": OperatorRule(inputs="first", same_scale=True),
-        },
+        bias="int32",
+        rules={**_CPU, "ConvTranspose": transposed},
     )
 
 
 def tensorrt() -> QuantizationSpec:
-    """TensorRT 10 and newer: explicit quantization, int8 with zero point 0."""
+    """TensorRT 10 and newer: explicit quantization, int8 with zero points of 0, float bias."""
+    convolution = OperatorRule(weight=1, weight_axis=0, bias=2, output=False, absorbs=_ABSORBED)
+    pool = OperatorRule(output=False, only_with_quantized_input=True)
     return QuantizationSpec(
         activation_dtype="int8",
         activation_symmetric=True,
         bias="float",
         rules={
-            "Conv": OperatorRule(
-                weight=1, weight_axis=0, bias=2, output=False, absorbs=_ACTIVATIONS
-            ),
-            "ConvTranspose": OperatorRule(
-                weight=1, weight_axis=1, bias=2, output=False, absorbs=_ACTIVATIONS
-            ),
+            "Conv": convolution,
+            "ConvTranspose": convolution.model_copy(update={"weight_axis": 1}),
             "Gemm": OperatorRule(weight=1, weight_axis=1, bias=2, output=False, least_size=16),
             "MatMul": OperatorRule(
                 weight=1, weight_axis=1, dynamic_weight=True, output=False, least_size=16
             ),
             "Add": OperatorRule(
-                inputs="skip", output=False, absorbs=_ACTIVATIONS, only_with_quantized_input=True
+                inputs="skip", output=False, absorbs=_ABSORBED, only_with_quantized_input=True
             ),
-            "AveragePool": OperatorRule(output=False, only_with_quantized_input=True),
-            "GlobalAveragePool": OperatorRule(output=False, only_with_quantized_input=True),
+            "AveragePool": pool,
+            "GlobalAveragePool": pool,
             "MaxPool": OperatorRule(inputs="first", same_scale=True),
         },
     )

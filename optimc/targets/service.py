@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
+import os
+import shutil
 import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimc.core.memory import memory_use
+from optimc.core.errors import CellError, InputError
+from optimc.core.memory import give_back, memory_use
 from optimc.core.model import load_model
 from optimc.core.registry import target_class
 from optimc.core.targets import BuildContext, Engine
@@ -21,6 +25,9 @@ if TYPE_CHECKING:
 
 Answer = tuple[Any, dict[str, Any]]
 """What a method of a service returns: plain data and arrays."""
+
+_FULL_BYTES = 64 * 1024
+"""A disk with less free space is full, as far as an engine is concerned."""
 
 
 class BuildService:
@@ -38,14 +45,32 @@ class BuildService:
         """The manifest of the engine that the target `runtime` with `options` (plain data) makes.
 
         The model is a stored one; the engine goes into the empty folder `out_folder`. Raises
-        CellError where the runtime refuses, and MemoryError where it runs out of memory.
+        CellError where the runtime refuses, InputError where nothing more can be written, and
+        MemoryError where the runtime runs out of memory.
         """
         # By way of JSON text, which strict fields take lists for tuples from.
         target = target_class(runtime).model_validate_json(json.dumps(options))
-        with tempfile.TemporaryDirectory() as workspace:
-            context = BuildContext(workspace=Path(workspace), seed=seed)
-            engine = target.build(load_model(Path(model_folder)), Path(out_folder), context)
+        out = Path(out_folder)
+        try:
+            with tempfile.TemporaryDirectory() as workspace:
+                context = BuildContext(workspace=Path(workspace), seed=seed)
+                engine = target.build(load_model(Path(model_folder)), out, context)
+        except OSError as error:
+            raise _unwritable(out, error.strerror or str(error)) from error
+        except CellError as error:
+            # A runtime that cannot write says so in words of its own, or says something else.
+            if shutil.disk_usage(out).free < _FULL_BYTES:
+                raise _unwritable(out, os.strerror(errno.ENOSPC)) from error
+            raise
         return dict(engine.manifest), {}
+
+
+def _unwritable(folder: Path, reason: str) -> InputError:
+    return InputError(
+        f"cannot write the engine: {reason}",
+        where=str(folder),
+        fix="choose a folder with free space that you may write to",
+    )
 
 
 class EngineService:
@@ -71,8 +96,10 @@ class EngineService:
         if self._session is not None:
             self._session.close()
         self._session = None
-        # What the old session leaves behind is not to be swept up while the new one is timed.
+        # What the old session leaves behind is not to be swept up while the new one is timed, nor
+        # to be counted as the new one's memory.
         gc.collect()
+        give_back()
         start = time.perf_counter_ns()
         self._session = self._target.open(self._engine, **self._overrides)
         load_ms = (time.perf_counter_ns() - start) / 1e6

@@ -27,8 +27,9 @@ def folding_trap(kind: Trap, *, side: int = 100_000) -> OnnxModel:
     """``x [batch, 3] -> y``, with the trap in a branch that no finite input takes.
 
     `crash` divides INT32_MIN by -1, which the x86 processor answers with SIGFPE (ONNX Runtime 1.32
-    and OpenVINO 2026.4 do not check for it); `memory` is a float32 matrix of `side` rows and columns
-    (ONNX Runtime gives up folding it, and runs); `hang` is a pooling of some 10^13 additions.
+    and OpenVINO 2026.4 do not check for it); `memory` is a float32 matrix of `side` rows and
+    columns (ONNX Runtime gives up folding it, and runs); `hang` is a pooling of some 10^13
+    additions.
     """
     b = GraphBuilder()
     x = b.input("x", ["batch", 3])

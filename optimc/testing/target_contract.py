@@ -10,7 +10,6 @@ processes take `few` of them. An engine is built once for all tests that only re
 from __future__ import annotations
 
 import ast
-import json
 import os
 import subprocess
 import sys
@@ -172,8 +171,9 @@ class TargetContract:
         engine = self._engine(target, few)
         fed = self.feeds(self._model(few))[-1]
         wanted = _run(target, engine, fed)
-        taken = _inputs_of(engine)
-        np.savez(tmp_path / "feeds.npz", **{n: a for n, a in fed.items() if n in taken})
+        assert _documented_feeds(engine) == set(fed)
+        arrays: dict[str, Any] = dict(fed)
+        np.savez(tmp_path / "feeds.npz", **arrays)
         (tmp_path / "load.py").write_text(engine.manifest["load"], encoding="utf-8")
         arguments = [tmp_path / "feeds.npz", tmp_path / "outputs.npz", tmp_path / "load.py"]
         done = subprocess.run(
@@ -197,7 +197,7 @@ class TargetContract:
                 try:
                     session.bind(wrong)
                 except InputError as error:
-                    assert named in error.what  # noqa: PT017 (pytest is no dependency here)
+                    assert named in error.what
                 else:
                     raise AssertionError(f"the feeds {wrong} were taken")
 
@@ -243,7 +243,7 @@ class TargetContract:
         try:
             bound.run()
         except ValueError as error:
-            assert "closed" in str(error)  # noqa: PT017
+            assert "closed" in str(error)
         else:
             raise AssertionError("a closed session ran")
         _assert_same(outputs, copies)
@@ -282,8 +282,11 @@ class TargetContract:
             assert worker.first_result_ms(fed) > 0
             assert worker.precisions()["layers"]
             memory = worker.memory()
-            assert memory["baseline_mb"] <= memory["current_mb"] <= memory["peak_mb"]
-            json.dumps(memory)
+            # Linux counts by processor and adds up now and then: exact to some pages each.
+            baseline, current, peak = (
+                memory[f"{n}_mb"] or 0 for n in ("baseline", "current", "peak")
+            )
+            assert 0 < baseline < current + 2 < peak + 4
 
     def _model(self, name: str) -> OnnxModel:
         if type(self) not in _MODELS:
@@ -318,8 +321,8 @@ def _run(target: Target, engine: Engine, feeds: Feeds) -> dict[str, NDArray[Any]
         return dict(bound.outputs())
 
 
-def _inputs_of(engine: Engine) -> set[str]:
-    """The inputs that the manifest's `load` takes: a runtime may drop those that nothing reads."""
+def _documented_feeds(engine: Engine) -> set[str]:
+    """The names in the comment that tells what the manifest's `load` takes."""
     mark = "# feeds = "
     line = next(t for t in engine.manifest["load"].splitlines() if t.startswith(mark))
     return set(ast.literal_eval(line.removeprefix(mark)))

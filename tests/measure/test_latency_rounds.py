@@ -111,8 +111,8 @@ def test_stopping_when_decided_does_not_cost_coverage():
         )
         wrong += not speedup(timings).lower <= 1.3 <= speedup(timings).upper
         early += timings.stopped == "decided"
-    # Each end is wrong in 5 % of cases at most.
-    assert wrong <= 17
+    # Each end may be wrong in 5 % of cases: 10 of 100, and 3 more for each standard deviation.
+    assert wrong <= 20
     assert early >= 1
 
 

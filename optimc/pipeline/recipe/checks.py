@@ -135,6 +135,8 @@ class _Checker:
         low, high, step = (_int(bounds.get(name)) for name in ("min", "max", "multiple_of"))
         if not isinstance(size, int) or isinstance(size, bool) or low is None or high is None:
             return
+        if low > high:  # said of the dims already
+            return
         if not low <= size <= high:
             what = f"the case has {dim}: {size}, outside of its dims ({low} to {high})"
             self._problems.add(node.place, what, f"choose a size inside, or widen dims.{dim}")

@@ -40,7 +40,7 @@ class Reading:
             what = "is a folder, not a file" if full.is_dir() else "there is no such file"
         except OSError as error:  # a name that is too long, a folder that may not be entered
             what = error.strerror or str(error)
-        hint = did_you_mean(full.name, _neighbours(full))
+        hint = did_you_mean(full.name, [n for n in _neighbours(full) if n != full.name])
         fix = hint or f"paths are relative to the recipe's folder, {self.folder}"
         if not node.bad:
             shown = node.value if isinstance(node.value, str) else str(path)

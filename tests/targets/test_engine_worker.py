@@ -1,0 +1,109 @@
+"""Engines in workers: what measuring and verification rely on beyond the contract suite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from optimc.core.errors import CellError, InputError
+from optimc.core.targets import BuildContext, Engine
+from optimc.measure.latency import SamplingPlan, measure
+from optimc.targets.client import EngineWorker, build_engine
+from optimc.targets.onnxruntime import OnnxRuntime
+from optimc.testing.graphs import GraphBuilder, nothing_to_do
+
+WEIGHT_MB = 16.8
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    b = GraphBuilder()
+    x = b.input("x", ["batch", 2048])
+    b.node("MatMul", x, b.weight(2048, 2048), to="y")
+    b.output("y", ["batch", 2048])
+    folder = tmp_path / "engine"
+    folder.mkdir()
+    return OnnxRuntime().build(b.model(), folder, BuildContext(workspace=tmp_path))
+
+
+def test_closed_sessions_give_their_memory_back(engine: Engine) -> None:
+    with EngineWorker(engine, name="the engine") as worker:
+        worker.bind({"x": np.zeros((1, 2048), np.float32)})
+        worker.time_block(1)
+        taken = []
+        for _ in range(2):
+            for _ in range(6):
+                worker.reopen()
+                worker.time_block(1)
+            taken.append(worker.memory()["current_mb"] or 0.0)
+    # The allocator may keep a piece or two, once.
+    assert taken[1] < taken[0] + WEIGHT_MB / 2
+    baseline = worker_baseline(engine)
+    assert taken[1] < baseline + 4 * WEIGHT_MB
+
+
+def worker_baseline(engine: Engine) -> float:
+    with EngineWorker(engine, name="the engine") as worker:
+        return worker.memory()["baseline_mb"] or 0.0
+
+
+def test_memory_counts_the_engine_above_the_baseline(engine: Engine) -> None:
+    with EngineWorker(engine, name="the engine") as worker:
+        worker.reopen()
+        memory = worker.memory()
+    assert memory["peak_mb"] is not None
+    assert memory["baseline_mb"] is not None
+    assert memory["peak_mb"] - memory["baseline_mb"] > WEIGHT_MB
+
+
+def test_worker_says_what_is_wrong_with_feeds_and_lives_on(engine: Engine) -> None:
+    with EngineWorker(engine, name="the engine") as worker:
+        with pytest.raises(InputError, match="the input `x` is missing"):
+            worker.run({})
+        assert worker.run({"x": np.zeros((2, 2048), np.float32)})["y"].shape == (2, 2048)
+
+
+def test_overrides_reach_the_session(engine: Engine) -> None:
+    with EngineWorker(engine, name="the engine", overrides={"threads": 2}) as worker:
+        assert worker.reopen() > 0
+    with (
+        EngineWorker(engine, name="the engine", overrides={"bogus": 2}) as worker,
+        pytest.raises(InputError, match="unknown session setting `bogus`"),
+    ):
+        worker.reopen()
+
+
+def test_first_result_holds_loading_and_running(engine: Engine) -> None:
+    with EngineWorker(engine, name="the engine") as worker:
+        feeds = {"x": np.zeros((1, 2048), np.float32)}
+        assert worker.first_result_ms(feeds) > 0
+        with pytest.raises(RuntimeError, match="nothing is bound"):
+            worker.time_block(1)
+
+
+def test_refused_build_comes_across_as_a_cell_error(tmp_path: Path) -> None:
+    b = GraphBuilder()
+    x = b.input("x", ["batch", 2, 5, 5], "float64")
+    b.node("Conv", x, b.constant(np.ones((2, 2, 1, 1)), dtype="float64"), name="odd", to="y")
+    b.output("y", ["batch", 2, 5, 5], "float64")
+    b.model().save(tmp_path / "model")
+    (tmp_path / "engine").mkdir()
+    with pytest.raises(CellError) as caught:
+        build_engine(OnnxRuntime(), tmp_path / "model", tmp_path / "engine", name="building")
+    assert caught.value.where == "node `odd`"
+    assert caught.value.fix
+
+
+def test_workers_are_what_latency_is_measured_on(tmp_path: Path) -> None:
+    folder = tmp_path / "engine"
+    folder.mkdir()
+    engine = OnnxRuntime().build(nothing_to_do(), folder, BuildContext(workspace=tmp_path))
+    plan = SamplingPlan(at_most_s=0.5, block_ms=2.0, warm_up_ms=5.0, min_rounds=2)
+    with EngineWorker(engine, name="one") as one, EngineWorker(engine, name="two") as two:
+        for worker in (one, two):
+            worker.bind({"x": np.zeros((1, 4), np.float32)})
+        timings = measure({"one": one, "two": two}, plan)
+    assert timings.latency("one").runs > 0
+    assert min(timings.latency("two").load_ms) > 0
