@@ -13,14 +13,17 @@ import argparse
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from optimc.measure.latency import SamplingPlan, Timings, measure
 from optimc.measure.machine import describe_machine
 from optimc.measure.statistics import Interval
-from optimc.testing.timed import TimedChain
+from optimc.targets.client import EngineWorker
+from optimc.testing.timed import timed_chain
 
 LAYERS = 20
 MARGIN = 0.98
@@ -65,7 +68,7 @@ def ratio(timings: Timings) -> Interval:
 
 
 def gate_run(
-    source: TimedChain, candidate: TimedChain, seconds: float, seed: int, hogs: int
+    source: EngineWorker, candidate: EngineWorker, seconds: float, seed: int, hogs: int
 ) -> Run:
     """One run, with `hogs` busy processes beside it."""
 
@@ -114,9 +117,11 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- |")
     with ExitStack() as stack:
         sizes = {"source": LAYERS, "itself": LAYERS, "5 % slower": LAYERS + 1}
-        engines = {name: TimedChain(name, layers) for name, layers in sizes.items()}
-        for engine in engines.values():
-            stack.enter_context(engine.worker)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        engines = {
+            name: stack.enter_context(timed_chain(name, layers, folder / str(layers) / name))
+            for name, layers in sizes.items()
+        }
         for title, true in (("itself", 1.0), ("5 % slower", None)):
             runs = [
                 gate_run(

@@ -58,7 +58,8 @@ class Affine:
         """The integers, of `dtype`, shape of x; divides in float32 as the runtimes do."""
         info = np.iinfo(self.dtype)
         q = np.rint(x.astype(np.float32) / np.float32(self.scale)) + self.zero_point
-        return np.clip(q, info.min, info.max).astype(self.dtype)
+        integers: NDArray[np.integer] = np.clip(q, info.min, info.max).astype(self.dtype)
+        return integers
 
     def dequantize(self, q: NDArray[np.integer]) -> NDArray[np.float32]:
         """What the integers stand for, float32."""

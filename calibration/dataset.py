@@ -31,7 +31,7 @@ class Batch:
 
 
 class Dataset(ABC):
-    """Samples that a model can be fed with. Opening one is cheap: contents are read at first use."""
+    """Samples to feed a model with. Opening a set is cheap: contents are read at the first use."""
 
     where: str
     """What messages name it by, such as the file."""

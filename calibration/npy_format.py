@@ -65,10 +65,12 @@ def npy_array(path: Path) -> StoredArray:
     def read() -> NDArray[np.generic]:
         try:
             mapped = math.prod(shape) > 0  # an empty file part cannot be mapped
-            array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+            array: NDArray[np.generic] = np.load(
+                path, mmap_mode="r" if mapped else None, allow_pickle=False
+            )
         except _UNREADABLE as error:
             raise _damaged(path, error) from error
-        return array  # type: ignore[no-any-return]
+        return array
 
     return StoredArray(str(path), shape, dtype, read)
 
@@ -115,7 +117,7 @@ def _reader(path: Path, member: str, where: str) -> Callable[[], NDArray[np.gene
 
         try:
             with zipfile.ZipFile(path) as archive, archive.open(member) as file:
-                return npy_format.read_array(file, allow_pickle=False)  # type: ignore[no-any-return]
+                return npy_format.read_array(file, allow_pickle=False)
         except _UNREADABLE as error:
             raise _damaged(Path(where), error) from error
 
@@ -153,7 +155,7 @@ class _Counted:
         self._file = file
         self.count = 0
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int = -1, /) -> bytes:
         data = self._file.read(size)
         self.count += len(data)
         return data

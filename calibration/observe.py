@@ -81,7 +81,7 @@ class ActivationCalibration:
         asked = {value: self._source_values.get(provenance.get(value, "")) for value in values}
         of_source = [name for name in asked.values() if name is not None]
         table = self._observed(self._source, of_source, everything=True) if of_source else {}
-        found = {value: table[name] for value, name in asked.items() if name in table}
+        found = {v: table[name] for v, name in asked.items() if name is not None and name in table}
         own = [value for value, name in asked.items() if name is None]
         if own:
             found |= self._observed(_onnx_model(model), own, everything=False)

@@ -63,6 +63,13 @@ def constant(value: ir.Value | None) -> NDArray[np.generic] | None:
     return None if tensor is None else tensor.numpy()
 
 
+def float_constant(value: ir.Value | None) -> NDArray[np.float32]:
+    """The array of a constant that is known to be float32."""
+    array = constant(value)
+    assert array is not None, "checked when the unit was found"
+    return array.astype(np.float32, copy=False)
+
+
 def node_label(node: ir.Node) -> str:
     """What messages call a node: its name, or its first output's."""
     return node.name or next(
@@ -132,7 +139,7 @@ def _unit(node: ir.Node, rule: OperatorRule, spec: QuantizationSpec) -> Unit | s
 def _absorb(node: ir.Node, rule: OperatorRule) -> tuple[ir.Value, tuple[ir.Node, ...]]:
     """The value behind the activation that the kernel takes in, if there is one."""
     output = node.outputs[0]
-    uses = output.uses()
+    uses = tuple(output.uses())
     if len(uses) != 1 or output.is_graph_output():
         return output, ()
     consumer, index = uses[0]

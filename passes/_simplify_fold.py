@@ -27,7 +27,6 @@ from optimc.passes._simplify_graph import RANDOM
 from optimc.passes._simplify_work import (
     ANCHOR_DOMAIN,
     BREAKS_RANGE,
-    QUANTIZED,
     Work,
     breaks_range,
     detach_subgraphs,
@@ -59,6 +58,8 @@ HEAVY = frozenset(
     }
 )  # fmt: skip
 """Operators whose reference implementation takes long for its size."""
+
+_QUANTIZERS = frozenset({"DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"})
 
 DISPUTED = frozenset({"MaxUnpool", "Resize", "Upsample"})
 """Operators for which onnx's reference implementation and ONNX Runtime do not always agree."""
@@ -166,7 +167,7 @@ class _Folder(FoldConstantsPass):  # type: ignore[misc]
         constant = all(v is None or v.const_value is not None for v in node.inputs)
         if node.domain != "":
             return True
-        if node.op_type in QUANTIZED:
+        if node.op_type in _QUANTIZERS:
             if constant:
                 self._refuse(node, "quantized values stay, to keep where they are quantized")
             return True

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optimc.core.analyses import QuantizationNodes
 from optimc.core.errors import OptimcError, missing_extra
 from optimc.core.model import SOURCE_KEY, OnnxModel
 from optimc.core.worker import Limits, Worker
@@ -35,14 +36,12 @@ def run_onnxsim(model: OnnxModel, context: PassContext, fold_limit: int) -> Onnx
 
     Raises UnavailableError where onnxsim is not installed.
     """
-    from optimc.passes._simplify_work import QUANTIZED
-
     if find_spec("onnxsim") is None:
         raise missing_extra("onnxsim", "the engine onnxsim of the pass simplify")
     reason = None
     if model.stats.bytes > _MAX_BYTES:
         reason = f"the model has {model.stats.bytes:,} bytes of weights, onnxsim copies them often"
-    if any(node.op_type in QUANTIZED for node in model.ir.graph.all_nodes()):
+    if context.analysis(QuantizationNodes, model):
         reason = "float arithmetic stays as it is in a quantized graph"
     if reason is None:
         try:

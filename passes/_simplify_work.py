@@ -16,24 +16,13 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from optimc.core.model import SOURCE_KEY
+from optimc.core.analyses import QuantizationNodes
+from optimc.core.model import SOURCE_KEY, OnnxModel
 from optimc.core.onnx_names import NameTable
 from optimc.core.onnx_signature import all_graphs
-from optimc.core.passes import RewriteLog
+from optimc.core.passes import PassContext, RewriteLog
 
 ANCHOR_DOMAIN = "optimc.anchor"
-
-QUANTIZED = frozenset(
-    {
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "DynamicQuantizeLinear",
-        "QLinearConv",
-        "QLinearMatMul",
-        "ConvInteger",
-        "MatMulInteger",
-    }
-)
 
 
 @dataclass
@@ -51,10 +40,10 @@ class Work:
     _ours: set[ir.Node] = field(default_factory=set)
 
     @classmethod
-    def of(cls, model: ir.Model, log: RewriteLog, fold_limit: int) -> Work:
-        """Prepares `model`; anchors are set by `anchor`."""
-        quantized = any(node.op_type in QUANTIZED for node in model.graph.all_nodes())
-        return cls(model, log, fold_limit, NameTable.of_values(model), quantized)
+    def of(cls, model: OnnxModel, context: PassContext, fold_limit: int) -> Work:
+        """What is known of `model` before the first rewrite; `anchor` comes next."""
+        quantized = bool(context.analysis(QuantizationNodes, model))
+        return cls(model.ir, context.log, fold_limit, NameTable.of_values(model.ir), quantized)
 
     def allow(self, rule: str, where: str) -> bool:
         """Numbers a rewrite; False from the limit on."""

@@ -46,8 +46,8 @@ class QuantizeInt8(Pass):
     """
 
     ranges: Literal["minmax", "percentile", "mse"] = "mse"
-    """How an activation's range is chosen: `minmax` clips nothing, `percentile` cuts the tails, `mse`
-    minimises the squared error of clipping and rounding together."""
+    """How an activation's range is chosen: `minmax` clips nothing, `percentile` cuts the tails,
+    `mse` minimises the squared error of clipping and rounding together."""
     percentile: Annotated[float, Field(gt=50.0, le=100.0)] = 99.99
     """With `ranges: percentile`: how many per cent of the elements lie within either end."""
     keep_float: list[str] = Field(default=[])

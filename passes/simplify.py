@@ -85,8 +85,8 @@ class Simplify(Pass):
         from optimc.passes._simplify_shapes import infer_shapes
         from optimc.passes._simplify_work import Work
 
+        work = Work.of(model, context, self.fold_limit)
         infer_shapes(model.ir)
-        work = Work.of(model.ir, context.log, self.fold_limit)
         work.anchor()
         steps = (
             lift_constants,

@@ -135,7 +135,7 @@ def _examine(
         raise InputError(
             f"the model could not be examined: {error.what}",
             where=str(path),
-            fix="the file is damaged or hostile, or needs more than the limits allow",
+            fix=f"{error.fix}; or the file is damaged or hostile",
         ) from error
     in_memory = answer["bytes"] <= EXTERNAL_DATA_THRESHOLD
     return _Source(read, answer["output_dims"], bool(answer["stale_shapes"]), in_memory)

@@ -227,7 +227,7 @@ def _unreadable(graph: onnx.GraphProto, node: onnx.NodeProto, name: str, path: P
         return InputError(
             f"the graph has a cycle: {shown}",
             where=str(path),
-            fix="export the model again: an ONNX graph has no cycles (loops are the operator `Loop`)",
+            fix="export the model again: a graph has no cycles, a loop is the operator `Loop`",
         )
     return InputError(
         f"{describe(node)} reads `{name}` before {describe(producers[name])} computes it",

@@ -9,7 +9,6 @@ over the sweeps, and what hits a round by a trimmed mean over the rounds.
 
 from __future__ import annotations
 
-import gc
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -45,7 +44,7 @@ class Timed(Protocol):
         """Closes the session, opens a fresh one and returns how long that took, in ms."""
 
     def time_block(self, runs: int) -> NDArray[np.int64]:
-        """Runs the engine `runs` times, see `time_runs`; nanoseconds [runs]."""
+        """Runs the engine `runs` times with the garbage collector off; nanoseconds [runs]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,25 +138,6 @@ class SubjectFailed(CellError):
     def __init__(self, subject: str, error: OptimcError) -> None:
         self.subject = subject
         super().__init__(f"measuring {subject}: {error.what}", where=error.where, fix=error.fix)
-
-
-def time_runs(run: Callable[[], object], runs: int) -> NDArray[np.int64]:
-    """Times each of `runs` calls of `run`; nanoseconds [runs]. The collector is off meanwhile."""
-    import numpy as np
-
-    clock = time.perf_counter_ns
-    samples = [0] * runs
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        for index in range(runs):
-            start = clock()
-            run()
-            samples[index] = clock() - start
-    finally:
-        if collecting:
-            gc.enable()
-    return np.array(samples, dtype=np.int64)
 
 
 def measure(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimc.core.cpu import cpu_features
 from optimc.core.digest import digest_of
-from optimc.core.errors import unknown_name
+from optimc.core.errors import InputError, unknown_name
 from optimc.core.targets import Engine
 from optimc.core.worker import Limits
 from optimc.measure.metric import Direction, Metric, SampleMetric
@@ -84,7 +84,11 @@ def check_metrics(recipe: Recipe, dataset: Dataset | None, signature: Signature)
         for batch in dataset.batches(_CHECKED):
             assert batch.labels is not None  # the recipe's own checks saw to it
             scores = np.zeros((len(batch.labels), *sizes), np.float32)
-            metric.record(scores, np.asarray(batch.labels), None)
+            try:
+                metric.record(scores, np.asarray(batch.labels), None)
+            except InputError as error:
+                where = f"{dataset.where}: {error.where}"
+                raise InputError(error.what, where=where, fix=error.fix) from error
 
 
 @dataclass

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from optimc import __version__
 from optimc.core.errors import CellError, InputError, OptimcError
-from optimc.core.files import atomic_folder
+from optimc.core.files import atomic_folder, file_sha256
 from optimc.core.targets import Engine, Target
 from optimc.pipeline import assemble
 from optimc.pipeline.assemble import CellResult, figures_of, skipped
@@ -223,6 +224,18 @@ def write_artifacts(build: Build) -> None:
             place = folder / result.cell.variant / result.cell.target_name
             shutil.copytree(
                 result.engine.folder, place, ignore=shutil.ignore_patterns("entry.json")
+            )
+            _check_delivered(result.engine, place)
+
+
+def _check_delivered(engine: Engine, place: Path) -> None:
+    """Raises InputError where a file is not the one that was built and verified."""
+    for name, file in engine.manifest["files"].items():
+        if file_sha256(place / name) != file["sha256"]:
+            raise InputError(
+                "this file of the cache changed after it was built: nothing was delivered",
+                where=str(engine.folder / name),
+                fix="remove what is damaged with `optimc cache verify`, and build again",
             )
 
 

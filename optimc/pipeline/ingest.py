@@ -15,6 +15,7 @@ from optimc.core.files import file_sha256
 from optimc.core.model import OnnxModel, load_model
 from optimc.core.worker import Limits
 from optimc.pipeline.cache import Cache
+from optimc.pipeline.inputs import kept_outputs
 from optimc.pipeline.versions import compiler_digest, tool_versions
 
 if TYPE_CHECKING:
@@ -128,14 +129,13 @@ def _data_files(path: Path) -> list[str]:
 
 def _without_dropped(model: OnnxModel, recipe: Recipe) -> OnnxModel:
     """The model without the outputs that the recipe drops, and without what only they need."""
-    dropped = {name for name, option in recipe.outputs.items() if option == "drop"}
-    known = {spec.name for spec in model.signature.outputs}
-    if not dropped & known:
+    names = {spec.name for spec in kept_outputs(recipe, model.signature)}
+    if len(names) == len(model.signature.outputs):
         return model
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     graph = model.ir.graph
-    kept = [value for value in graph.outputs if value.name not in dropped]
+    kept = [value for value in graph.outputs if value.name in names]
     graph.outputs.clear()
     graph.outputs.extend(kept)
     RemoveUnusedNodesPass()(model.ir)

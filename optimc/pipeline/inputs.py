@@ -16,7 +16,7 @@ DEFAULT_BATCH_MAX = 8
 
 
 def declared_signature(recipe: Recipe, signature: Signature) -> Signature:
-    """The file's signature with the shapes that the recipe declares in their place.
+    """The file's signature with the recipe's shapes, and without the outputs that it drops.
 
     Raises InputError where the recipe contradicts the file.
     """
@@ -28,11 +28,11 @@ def declared_signature(recipe: Recipe, signature: Signature) -> Signature:
         TensorSpec(spec.name, spec.dtype, shapes.get(spec.name, spec.shape))
         for spec in signature.inputs
     )
-    return Signature(inputs, signature.outputs)
+    return Signature(inputs, kept_outputs(recipe, signature))
 
 
 def check_signature(recipe: Recipe, signature: Signature, *, dims: bool = True) -> None:
-    """Raises InputError where the recipe names inputs, outputs or dims that the model lacks."""
+    """Raises InputError where the recipe names inputs or dims that the model lacks."""
     inputs = {spec.name: spec for spec in signature.inputs}
     for name, declared in recipe.inputs.items():
         if name not in inputs:
@@ -46,14 +46,6 @@ def check_signature(recipe: Recipe, signature: Signature, *, dims: bool = True) 
                 where=recipe.where("inputs", name),
                 fix=f"declare `{right}: [least, greatest]` for it",
             )
-    outputs = [spec.name for spec in signature.outputs]
-    for name in recipe.outputs:
-        if name not in outputs:
-            raise unknown_name("output", name, outputs, where=recipe.where("outputs", name))
-    if outputs and all(recipe.outputs.get(name) == "drop" for name in outputs):
-        raise InputError(
-            "every output is dropped", where=recipe.where("outputs"), fix="keep one at least"
-        )
     for name in recipe.dims if dims else ():
         if name not in signature.symbols:
             raise unknown_name("dim", name, signature.symbols, where=recipe.where("dims", name))
@@ -111,8 +103,25 @@ def resolved_dims(
     return dims
 
 
+def kept_outputs(recipe: Recipe, signature: Signature) -> tuple[TensorSpec, ...]:
+    """The file's outputs without those that the recipe drops.
+
+    Raises InputError where the recipe names an output that the model lacks, or drops all.
+    """
+    outputs = [spec.name for spec in signature.outputs]
+    for name in recipe.outputs:
+        if name not in outputs:
+            raise unknown_name("output", name, outputs, where=recipe.where("outputs", name))
+    kept = tuple(spec for spec in signature.outputs if recipe.outputs.get(spec.name) != "drop")
+    if not kept:
+        raise InputError(
+            "every output is dropped", where=recipe.where("outputs"), fix="keep one at least"
+        )
+    return kept
+
+
 def check_cases(recipe: Recipe, dims: Mapping[str, DimRange]) -> None:
-    """Raises InputError where a benchmark case names a dim that the model lacks, or a size outside."""
+    """Raises InputError where a benchmark case names no dim of the model, or a size outside."""
     for index, case in enumerate(recipe.benchmark.cases):
         for name, size in case.items():
             where = recipe.where("benchmark", "cases", index, name)

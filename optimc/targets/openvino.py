@@ -199,19 +199,24 @@ def _not_taken(asked: str, taken: str) -> CellError:
 
 def _check_layers(compiled: Any, asked: str) -> list[str]:
     """Holds the execution graph against the precision `asked`; returns notes."""
+    import openvino
+
     from optimc.targets.openvino_layers import read_layers
 
     heavy = [layer for layer in read_layers(compiled) if layer.heavy]
     floats = [layer for layer in heavy if layer.dtype in SHORT]
     others = [layer for layer in floats if SHORT[layer.dtype] != asked]
-    if not others:
-        return []
-    if asked == "f32" or len(others) == len(floats):
+    if others and (asked == "f32" or len(others) == len(floats)):
         raise _not_taken(asked, SHORT[others[0].dtype])
-    return [
-        f"{len(others)} of {len(floats)} float layers do not run in {asked}: "
-        + ", ".join(f"{layer.name} ({SHORT[layer.dtype]})" for layer in others[:5])
-    ]
+    notes = []
+    if others:
+        listed = ", ".join(f"{layer.name} ({SHORT[layer.dtype]})" for layer in others[:5])
+        notes.append(f"{len(others)} of {len(floats)} float layers do not run in {asked}: {listed}")
+    if asked != "f32" and asked.upper() not in openvino.Core().get_property(
+        "CPU", "OPTIMIZATION_CAPABILITIES"
+    ):
+        notes.append(f"this CPU has no {asked} instructions: {NAME} emulates them, which is slow")
+    return notes
 
 
 class OpenVinoSession(Session):

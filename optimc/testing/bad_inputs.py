@@ -1,4 +1,4 @@
-"""Bad inputs for tests: a workshop with a recipe that builds, and the ways to spoil one thing of it.
+"""Bad inputs for tests: a workshop with a recipe that builds, and ways to spoil one thing of it.
 
 The model and the data are the quickstart's. Every `spoil` takes the `Workshop` and changes one
 thing; what comes after is the command line's.

@@ -47,3 +47,18 @@ def run_optimc(
 def temporary_leftovers(folder: Path) -> list[Path]:
     """Files and folders under `folder` that were meant to be temporary."""
     return [path for path in folder.rglob("*") if ".optimc-tmp-" in path.name]
+
+
+def workers_with(variable: str, value: str) -> list[int]:
+    """Worker processes, of any build, whose environment holds this: what a build left running."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if "optimc.core.worker_main" in process.cmdline():
+                if process.environ().get(variable) == value:
+                    found.append(process.pid)
+        except psutil.Error:
+            continue  # it ended meanwhile
+    return found

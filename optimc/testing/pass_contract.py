@@ -154,6 +154,13 @@ class PassContract:
             self._compare(pass_, model, _onnx(part.model))
         assert self._run(pass_, model, limit=total).model.digest == whole.model.digest
 
+    def test_preserved_analyses_hold(self, pass_: Pass, name: str) -> None:
+        """What `preserves` declares is the same before and after."""
+        model = self.models()[name]
+        for kind in sorted(pass_.preserves, key=str):
+            after = kind.compute(_onnx(self._run(pass_, model).model))
+            assert after == kind.compute(model), f"{kind.__name__} is not preserved"
+
     def test_refusals_give_reasons(self, pass_: Pass, name: str) -> None:
         """A refusal says which rule, where, and why in words."""
         for refusal in self._run(pass_, self.models()[name]).refusals:

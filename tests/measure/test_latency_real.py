@@ -9,19 +9,21 @@ import pytest
 
 from optimc.measure.latency import SamplingPlan, Timings, measure
 from optimc.measure.statistics import Interval, Percentile
-from optimc.testing.timed import TimedChain
+from optimc.targets.client import EngineWorker
+from optimc.testing.timed import timed_chain
 
 LAYERS = 20
 
 
 @pytest.fixture(scope="module")
-def engines() -> Iterator[dict[str, TimedChain]]:
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, EngineWorker]]:
     sizes = {"source": LAYERS, "again": LAYERS, "slower": LAYERS * 3 // 2}
     with ExitStack() as stack:
-        made = {name: TimedChain(name, layers) for name, layers in sizes.items()}
-        for engine in made.values():
-            stack.enter_context(engine.worker)
-        yield made
+        folder = tmp_path_factory.mktemp("chains")
+        yield {
+            name: stack.enter_context(timed_chain(name, layers, folder / name))
+            for name, layers in sizes.items()
+        }
 
 
 def ratio(timings: Timings, subject: str) -> Interval:
@@ -30,7 +32,7 @@ def ratio(timings: Timings, subject: str) -> Interval:
     return interval
 
 
-def equal_runs(engines: dict[str, TimedChain], runs: int, seconds: float) -> list[Interval]:
+def equal_runs(engines: dict[str, EngineWorker], runs: int, seconds: float) -> list[Interval]:
     """Gate runs of an engine against itself: they stop when a limit of 0.9 is decided."""
     subjects = {name: engines[name] for name in ("source", "again")}
     return [

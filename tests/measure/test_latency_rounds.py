@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-
 import numpy as np
 import pytest
 
@@ -13,7 +11,6 @@ from optimc.measure.latency import (
     SubjectFailed,
     Timings,
     measure,
-    time_runs,
 )
 from optimc.measure.statistics import Interval, Percentile
 
@@ -245,13 +242,3 @@ def test_progress_tells_rounds_and_seconds():
 def test_impossible_looks_are_refused(looks):
     with pytest.raises(ValueError, match="rise between 0 and 1"):
         SamplingPlan(looks=looks)
-
-
-def test_time_runs_times_each_run_with_the_collector_off():
-    collecting: list[bool] = []
-    samples = time_runs(lambda: collecting.append(gc.isenabled()), 5)
-    assert samples.dtype == np.int64
-    assert samples.shape == (5,)
-    assert (samples > 0).all()
-    assert collecting == [False] * 5
-    assert gc.isenabled()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from optimc.core.errors import CellError, InputError
+from optimc.core.registry import target_class
 from optimc.core.targets import BuildContext, Engine
 from optimc.measure.latency import SamplingPlan, measure
 from optimc.targets.client import EngineWorker, build_engine
@@ -94,6 +97,28 @@ def test_refused_build_comes_across_as_a_cell_error(tmp_path: Path) -> None:
         build_engine(OnnxRuntime(), tmp_path / "model", tmp_path / "engine", name="building")
     assert caught.value.where == "node `odd`"
     assert caught.value.fix
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_full_disk_is_one_message(runtime: str, tmp_path: Path) -> None:
+    if importlib.util.find_spec(runtime) is None:
+        pytest.skip(f"needs {runtime}")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("a small disk needs the right to mount one")
+    try:
+        b = GraphBuilder()
+        x = b.input("x", ["batch", 256])
+        b.node("MatMul", x, b.weight(256, 256), to="y")
+        b.output("y", ["batch", 256])
+        b.model().save(tmp_path / "model")
+        target = target_class(runtime).model_validate({})
+        with pytest.raises(InputError, match="cannot write the engine: No space left on device"):
+            build_engine(target, tmp_path / "model", disk, name="building")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_workers_are_what_latency_is_measured_on(tmp_path: Path) -> None:

@@ -63,8 +63,11 @@ def test_precision_is_taken_or_refused(precision: str, tmp_path: Path) -> None:
         with pytest.raises(CellError, match=f"asked for {precision} but computes in {taken}"):
             OpenVino.open(engine, precision=precision)
         return
-    with OpenVino.open(build(target, convolutions(), tmp_path)) as session:
+    engine = build(target, convolutions(), tmp_path)
+    with OpenVino.open(engine) as session:
         assert summary(session.layers())["precision"] == precision
+    native = precision.upper() in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    assert any("emulates" in note for note in engine.manifest["notes"]) is not native
 
 
 def _onnx(model: OnnxModel, tmp_path: Path) -> str:
