@@ -29,6 +29,11 @@ class Batch:
     first_index: int
     """The number of the first sample in the set."""
 
+    @property
+    def size(self) -> int:
+        """The number of samples."""
+        return max((len(feed) for feed in self.feeds.values() if feed.ndim), default=1)
+
 
 class Dataset(ABC):
     """Samples to feed a model with. Opening a set is cheap: contents are read at the first use."""
@@ -69,18 +74,14 @@ class Dataset(ABC):
         return [
             _sample_digest(batch.feeds, index)
             for batch in self.batches(SCAN_BATCH)
-            for index in range(_length(batch.feeds))
+            for index in range(batch.size)
         ]
-
-
-def _length(feeds: Mapping[str, Array]) -> int:
-    return len(next(iter(feeds.values())))
 
 
 def _sample_digest(feeds: Mapping[str, Array], index: int) -> bytes:
     hasher = hashlib.blake2b(digest_size=16)
     for name in sorted(feeds):
-        sample = feeds[name][index : index + 1]
+        sample = feeds[name][index : index + 1] if feeds[name].ndim else feeds[name]
         hasher.update(f"{name} {sample.dtype.str} {sample.shape}".encode())
         hasher.update(sample.tobytes())
     return hasher.digest()

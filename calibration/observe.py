@@ -151,15 +151,14 @@ class ActivationCalibration:
     def _feed(self, worker: Worker, size: int, fixed: int | None, chunk: int, chunks: int) -> None:
         total = len(self._dataset)
         for batch in self._dataset.batches(size):
-            length = len(next(iter(batch.feeds.values())))
-            if fixed and length < fixed:
+            if fixed and batch.size < fixed:
                 raise InputError(
                     f"{total} samples do not fill batches of {fixed}, which the model wants",
                     where=self._dataset.where,
-                    fix=f"take: {total - length}" if total > length else "take more data",
+                    fix=f"take: {total - batch.size}" if total > batch.size else "take more data",
                 )
             worker.call("observe", batch.feeds, first=batch.first_index)
-            done = (batch.first_index + length) / total
+            done = (batch.first_index + batch.size) / total
             self._progress((chunk + done) / chunks, "observing the calibration data")
 
 

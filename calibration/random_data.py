@@ -26,7 +26,8 @@ class RandomDataset(Dataset):
     Floats are uniform over the input's range, standard normal where there is none. Integers are
     uniform over the range, both ends included, 0 and 1 where there is none; booleans are fair.
     Symbolic dims take the size that `dims` gives. Axis 0 counts the samples where it is symbolic;
-    a fixed axis 0 of N makes every N samples one feed.
+    a fixed axis 0 of N makes every N samples one feed. An input that is one number has no such axis:
+    it is the same for the samples of a batch, so such models want batches of 1.
 
     Raises InputError for inputs of another type (strings) and dims without a size.
     """
@@ -43,6 +44,7 @@ class RandomDataset(Dataset):
         self._seed = seed
         self._samples = samples
         self._specs = {spec.name: _sample_spec(spec, dims) for spec in signature.inputs}
+        self._single = {spec.name for spec in signature.inputs if spec.shape == ()}
         self._ranges = {name: ranges.get(name) for name in self._specs}
 
     def __len__(self) -> int:
@@ -61,7 +63,12 @@ class RandomDataset(Dataset):
 
         for first in range(0, len(self), size):
             samples = [self._sample(i) for i in range(first, min(first + size, len(self)))]
-            feeds = {name: np.stack([sample[name] for sample in samples]) for name in self._specs}
+            feeds = {
+                name: samples[0][name]
+                if name in self._single
+                else np.stack([s[name] for s in samples])
+                for name in self._specs
+            }
             yield Batch(feeds, None, first)
 
     def _sample(self, index: int) -> dict[str, Array]:
@@ -79,9 +86,9 @@ def _sample_spec(spec: TensorSpec, dims: Mapping[str, int]) -> TensorSpec:
             f"no random data can be made for the input `{spec}`",
             fix="name data for it in the recipe, under `data`",
         )
-    if not spec.shape:
+    if spec.shape is None:
         raise InputError(
-            f"no random data can be made for the input `{spec}`, which has no axis for samples",
+            f"no random data can be made for the input `{spec}`, whose rank is not known",
             fix="declare its shape in the recipe, under `inputs`",
         )
     missing = [dim for dim in spec.shape[1:] if isinstance(dim, str) and dim not in dims]

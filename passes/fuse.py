@@ -55,7 +55,7 @@ class Fuse(Pass):
     def run(self, model: OnnxModel, context: PassContext) -> PassResult:
         """See the class."""
         before = model.digest
-        reason = _why_not(model.ir)
+        reason = _why_not(model, context)
         if reason is None:
             _fuse_all(model.ir, context)
         else:
@@ -65,12 +65,12 @@ class Fuse(Pass):
         return PassResult(result, modified, {}, context.log.rewrites, context.log.refusals)
 
 
-def _why_not(model: ir.Model) -> str | None:
-    from optimc.passes._simplify_work import QUANTIZED
+def _why_not(model: OnnxModel, context: PassContext) -> str | None:
+    from optimc.core.analyses import QuantizationNodes
 
-    if any(node.op_type in QUANTIZED for node in model.graph.all_nodes()):
+    if context.analysis(QuantizationNodes, model):
         return "float arithmetic stays as it is in a quantized graph"
-    opset = model.opset_imports.get("", _LEAST_OPSET)
+    opset = model.ir.opset_imports.get("", _LEAST_OPSET)
     if opset < _LEAST_OPSET:
         return f"the model has opset {opset}, fusing needs {_LEAST_OPSET} or newer"
     return None

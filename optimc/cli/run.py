@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import signal
 import sys
@@ -9,6 +11,7 @@ from types import FrameType
 
 from optimc.core.errors import ExitCode, OptimcError
 
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _TRACE_VARIABLE = "OPTIMC_TRACEBACK"
 
 
@@ -27,6 +30,12 @@ def run(arguments: list[str]) -> int:
         # The reader went away (`| head`): not an error; keep the interpreter from saying so.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(ExitCode.OK)
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            return _bug(error)
+        where = error.filename or "the output, or the folder for temporary files"
+        _say(f"error: {where}: {error.strerror}\n  fix: free some space, or set TMPDIR")
+        return int(ExitCode.INPUT)
     except Exception as error:  # noqa: BLE001 (whatever is left is a bug, told in one message)
         return _bug(error)
 
@@ -65,7 +74,8 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _say(text: str) -> None:
-    print(printable(text), file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody listens: the exit code says it
+        print(printable(text), file=sys.stderr)
 
 
 def printable(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,8 +19,13 @@ TEMPORARY_PREFIX = ".optimc-tmp-"
 
 
 def _write_refused(path: Path, error: OSError) -> InputError:
+    reason = error.strerror or str(error)
+    if isinstance(error, shutil.Error):  # of copytree: a list of sources, destinations, reasons
+        reason = str(error.args[0][0][-1])
+        found = re.match(r"\[Errno \d+\] ([^:]+)", reason)
+        reason = found[1] if found else reason
     return InputError(
-        f"cannot write: {error.strerror or error}",
+        f"cannot write: {reason}",
         where=str(path),
         fix="choose a folder with free space that you may write to (-o DIR)",
     )

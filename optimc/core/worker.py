@@ -166,7 +166,12 @@ class Worker:
             self, _clean, self._process, ours, self._log, self._scratch
         )
         _LIVE.add(self)
-        self.call("__init__", service=service, options=dict(options or {}))
+        try:
+            self.call("__init__", service=service, options=dict(options or {}))
+        except BaseException:
+            # Nobody has a handle on a worker whose service could not be made.
+            self.close()
+            raise
 
     @property
     def pid(self) -> int:

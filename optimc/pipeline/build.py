@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optimc.core.digest import digest_of
-from optimc.core.errors import CellError, OptimcError
+from optimc.core.errors import CellError, InputError, OptimcError
 from optimc.core.files import check_folder
 from optimc.core.model import OnnxModel
 from optimc.core.passes import Input
@@ -20,7 +20,7 @@ from optimc.pipeline.data import check_overlap, open_data
 from optimc.pipeline.engines import EngineBuilder
 from optimc.pipeline.evaluation import check_metrics
 from optimc.pipeline.ingest import read_source
-from optimc.pipeline.lock import lock_path, read_lock
+from optimc.pipeline.lock import lock_path, read_lock, refuse_differences
 from optimc.pipeline.manager import PassInputs, PassManager, PassOutcome
 from optimc.pipeline.observer import BuildObserver, Dumper
 from optimc.pipeline.oracle import Oracle
@@ -73,6 +73,8 @@ class Build:
         self.limits = worker_limits(recipe)
         self.notes: list[str] = []
         self.warnings: list[str] = []
+        self.locked: dict[str, Any] | None = None
+        """The lock's content, with `--locked`."""
         self.files: tuple[Path, ...] = ()
         """The report's files, once they are written."""
 
@@ -80,10 +82,11 @@ class Build:
         """Builds, measures, judges and writes everything. Raises OptimcError for what is wrong."""
         cache = Cache(enabled=self.options.use_cache)
         try:
-            with tempfile.TemporaryDirectory(prefix=".optimc-tmp-", dir=cache.folder) as folder:
-                return self._run(cache, Path(folder))
+            with cache.workspace() as workspace:
+                return self._run(cache, workspace)
         finally:
-            cache.prune()
+            with contextlib.suppress(InputError):  # it must not hide why the build ended
+                cache.prune()
             cache.close()
 
     def _run(self, cache: Cache, workspace: Path) -> Report:
@@ -101,10 +104,20 @@ class Build:
         check_overlap(self.recipe, self.data, cache)
         if self.options.measure:
             check_metrics(self.recipe, self.data.evaluation, self.source.model.signature)
+        self._check_lock()
         self._note_what_is_special()
         self.cache, self.workspace = cache, workspace
         self._build_cells()
         return finish(self)
+
+    def _check_lock(self) -> None:
+        """With `--locked`: refuses before any work what is known to differ by now."""
+        from optimc.pipeline.finish import lock_inputs
+
+        if self.options.locked:
+            path = lock_path(self.recipe.path)
+            self.locked = read_lock(path)
+            refuse_differences(self.locked, lock_inputs(self), path)
 
     def _note_what_is_special(self) -> None:
         self.notes += self.source.notes
@@ -158,9 +171,7 @@ class Build:
         self.manager = PassManager(
             cache=self.cache,
             verifier=verifier,
-            verifier_digest=digest_of(
-                probes_digest(oracle.probes), self.options.verify, self._judges_lossy_passes()
-            ),
+            verifier_digest=digest_of(probes_digest(oracle.probes), self.options.verify),
             seed=self.recipe.seed,
             workspace=self.workspace,
             limits=self.options.limits,

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,11 +84,27 @@ class Cache:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(
-                f"cannot use the cache folder: {error.strerror}",
-                where=str(self.folder),
-                fix=f"set {FOLDER_VARIABLE} to a folder that you may write to, or use --no-cache",
-            ) from error
+            raise self._refused(error.strerror) from error
+
+    def _refused(self, reason: str | None) -> InputError:
+        """The error for a folder that cannot be written to."""
+        fix = "free some space, or set TMPDIR to a folder that you may write to"
+        if self._temporary is None:
+            fix = f"free some space, set {FOLDER_VARIABLE} to another folder, or use --no-cache"
+        return InputError(f"cannot write to the cache: {reason}", where=str(self.folder), fix=fix)
+
+    @contextmanager
+    def workspace(self) -> Iterator[Path]:
+        """An empty folder on the cache's file system, which goes with the block.
+
+        Raises InputError where the cache cannot be written to.
+        """
+        try:
+            folder = tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=self.folder)
+        except OSError as error:
+            raise self._refused(error.strerror) from error
+        with folder as name:
+            yield Path(name)
 
     def close(self) -> None:
         """Removes what lasts one process only."""
@@ -131,11 +148,12 @@ class Cache:
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
         except OSError as error:
-            raise InputError(
-                f"cannot write to the cache: {error.strerror or error}",
-                where=str(self.folder),
-                fix=f"free some space, set {FOLDER_VARIABLE} to another folder, or use --no-cache",
-            ) from error
+            raise self._refused(error.strerror or str(error)) from error
+        except InputError as error:
+            # Whoever writes into the entry does not know that it is the cache which is full.
+            if str(error.where).startswith(str(self.folder)):
+                raise self._refused(error.what.rpartition(": ")[2]) from error
+            raise
         return place
 
     def _settle(self, temporary: Path, kind: str, key: str, place: Path) -> None:
@@ -185,7 +203,8 @@ class Cache:
     ) -> int:
         """Removes the entries used longest ago until the rest fits; returns the freed bytes.
 
-        Only one process prunes at a time. Leftovers of killed processes go too.
+        Only one process prunes at a time. Leftovers of killed processes go too. Raises InputError
+        where nothing can be removed.
         """
         from filelock import FileLock, Timeout
 
@@ -203,6 +222,8 @@ class Cache:
                     freed += entry.bytes
         except Timeout:
             return 0
+        except OSError as error:
+            raise self._refused(error.strerror) from error
         return freed
 
     def clear(self) -> int:
@@ -214,19 +235,27 @@ class Cache:
         return freed
 
     def _remove_leftovers(self, older_than: float) -> None:
-        for path in self.root.glob(f"{TEMPORARY_PREFIX}*"):
-            if time.time() - path.stat().st_mtime > older_than:
-                shutil.rmtree(path, ignore_errors=True)
+        for folder in (self.root, self.folder):
+            for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+                try:
+                    old = time.time() - path.stat().st_mtime > older_than
+                except FileNotFoundError:
+                    continue  # a running build has just removed its own
+                if old:
+                    shutil.rmtree(path, ignore_errors=True)
 
     def _remove(self, place: Path) -> None:
         """Renames first, so that no reader ever sees half an entry."""
-        aside = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=self.root))
         try:
-            os.replace(place, aside / "entry")
+            aside = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=self.root))
+            try:
+                os.replace(place, aside / "entry")
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
         except FileNotFoundError:
             return  # another process was faster
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+        except OSError as error:
+            raise self._refused(error.strerror) from error
 
 
 def _listing(place: Path) -> dict[str, Any] | None:

@@ -49,7 +49,7 @@ class MetricResult:
 
 
 def loaded_metrics(recipe: Recipe) -> dict[str, Metric]:
-    """The recipe's metrics; the user's own are imported, from the recipe's folder if they lie there.
+    """The recipe's metrics; the user's own are imported, also from the recipe's folder.
 
     Raises InputError where that fails.
     """

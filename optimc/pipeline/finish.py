@@ -207,7 +207,9 @@ def finish(build: Build) -> schema.Report:
     source_metrics = evaluate(build)
     build.observer.on_stage("measuring latency")
     timings = time_cells(build)
-    gate = judge(build.recipe.gate, [figures_of(result) for result in build.results.values()])
+    chosen = build.locked["choices"]["best"] if build.locked else None
+    figures = [figures_of(result) for result in build.results.values()]
+    gate = judge(build.recipe.gate, figures, chosen=chosen)
     build.observer.on_stage("writing")
     lock_state = _lock(build, gate)
     report = _report(build, gate, timings, source_metrics, lock_state)
@@ -242,43 +244,54 @@ def _check_delivered(engine: Engine, place: Path) -> None:
 def _lock(build: Build, gate: GateResult) -> str | Skipped:
     """Checks or writes the lock; returns its path, or why there is none."""
     path = lock_path(build.recipe.path)
-    content = lock_content(build, gate)
-    if build.options.locked:
-        refuse_differences(
-            read_lock(path), content, path, ("recipe", "inputs", "data", "tools", "cells")
-        )
+    cells = lock_cells(build)
+    if build.locked is not None:
+        locked = {name: c for name, c in build.locked["cells"].items() if name in build.results}
+        refuse_differences({"cells": locked}, {"cells": cells}, path)
         return str(path)
     if build.options.partial:
         return skipped("not the whole recipe was built (--variant, --target, --set or --limit)")
+    content = {**lock_inputs(build), "cells": cells, "choices": _choices(build, gate, path)}
     try:
         write_lock(path, content)
     except InputError as error:
-        build.warnings.append(f"the lock was not written: {error}")
+        build.warnings.append(f"the lock was not written: {error.what}")
         return skipped(error.what)
     return str(path)
 
 
-def lock_content(build: Build, gate: GateResult) -> dict[str, Any]:
-    """Digests of inputs, data, options, tools, choices and artifacts, by name."""
-    cells = {}
-    for result in build.results.values():
-        if result.engine is None:
-            continue
-        cells[result.cell.name] = {
+def _choices(build: Build, gate: GateResult, path: Path) -> dict[str, Any]:
+    """What was chosen by measuring; without measuring, what the lock says already stays."""
+    if not build.options.measure and path.is_file():
+        kept = read_lock(path).get("choices")
+        if isinstance(kept, dict):
+            return kept
+    return {"best": gate.best.name if gate.best else None}
+
+
+def lock_cells(build: Build) -> dict[str, Any]:
+    """By cell: the digest of the model after each pass, and the engine's identity."""
+    return {
+        result.cell.name: {
             "passes": [
                 {"pass": outcome.name, "model": outcome.model.digest} for outcome in result.outcomes
             ],
             "engine": result.engine.digest,
             "engine_of": result.engine.manifest["identity"]["of"],
         }
+        for result in build.results.values()
+        if result.engine is not None
+    }
+
+
+def lock_inputs(build: Build) -> dict[str, Any]:
+    """What is known before any work: digests of the recipe, the model's files, the data; tools."""
     return {
         "optimc": __version__,
         "recipe": build.recipe.digest,
         "inputs": dict(build.source.files),
         "data": build.data.digests(),
         "tools": used_tools(build),
-        "cells": cells,
-        "choices": {"best": gate.best.name if gate.best else None},
     }
 
 

@@ -70,14 +70,20 @@ class GateResult:
     best: Figures | None
 
 
-def judge(gate: GateRecipe | None, cells: Sequence[Figures]) -> GateResult:
-    """Judges the built `cells` by the recipe's gate."""
+def judge(
+    gate: GateRecipe | None, cells: Sequence[Figures], *, chosen: str | None = None
+) -> GateResult:
+    """Judges the built `cells` by the recipe's gate.
+
+    `chosen` replays an earlier choice of the best: that cell has to meet every limit now.
+    """
     if gate is None:
         return GateResult(Gate(verdict="none", checks=()), None)
     asked = [cell for cell in cells if cell.built and _asked(gate, cell)]
     by_cell = {cell.name: _checks(gate, cell) for cell in asked}
     if gate.ship == BEST:
-        return _best(asked, by_cell)
+        candidates = [cell for cell in asked if chosen in (None, cell.name)]
+        return _best(candidates, {cell.name: by_cell[cell.name] for cell in candidates})
     verdicts = [_together(checks) for checks in by_cell.values()]
     checks = tuple(check for checks in by_cell.values() for check in checks)
     ship = ", ".join(gate.patterns)

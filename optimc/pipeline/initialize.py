@@ -185,7 +185,7 @@ def _variants(operators: frozenset[str]) -> str:
     if operators & _QUANTIZED:
         lines.append("  # No int8: the model is quantized already.")
     elif operators & _QUANTIZABLE:
-        lines.append("  int8: [simplify, quantize_int8]")
+        lines.append("  int8: [simplify, fuse, quantize_int8]")
     else:
         lines.append("  # No int8: the model has no convolution and no matrix product.")
     return "\n".join(lines) + "\n"

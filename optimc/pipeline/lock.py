@@ -47,14 +47,10 @@ def read_lock(path: Path) -> dict[str, Any]:
     return content
 
 
-def refuse_differences(
-    locked: Mapping[str, Any], now: Mapping[str, Any], path: Path, sections: tuple[str, ...]
-) -> None:
-    """Raises InputError that names everything in `sections` that is not as locked."""
+def refuse_differences(locked: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
+    """Raises InputError that names everything of `now` that is not as `locked` says."""
     found = [
-        line
-        for section in sections
-        for line in _differences(section, locked.get(section), now.get(section))
+        line for section in now for line in _differences(section, locked.get(section), now[section])
     ]
     if found:
         listed = "\n    ".join(found[:20])

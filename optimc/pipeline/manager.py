@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,6 @@ from optimc.core.errors import CellError, OptimcError
 from optimc.core.model import OnnxModel, load_model
 from optimc.core.passes import (
     Calibration,
-    Effect,
     EffectKind,
     Input,
     Pass,
@@ -29,7 +27,7 @@ from optimc.core.passes import (
 )
 from optimc.core.targets import TargetSpec
 from optimc.pipeline.cache import Cache
-from optimc.pipeline.verification import Finding, PassVerifier, Segment, Verdict
+from optimc.pipeline.verification import Finding, PassVerifier, Segment, Verdict, held_to_bound
 from optimc.pipeline.versions import compiler_digest, source_digest, tool_versions
 
 
@@ -164,18 +162,12 @@ class PassManager:
                     stored = load_model(entry / "model")
                     assert isinstance(stored, OnnxModel) and stored.path is not None
                     finding = _interface_finding(model, stored) or self.verifier.judge(
-                        self._effect(pass_), model, before_path, stored, stored.path, segment
+                        pass_.effect, model, before_path, stored, stored.path, segment
                     )
                 record = _record(result, finding)
                 (entry / "record.json").write_text(json.dumps(record), encoding="utf-8")
 
             return self.cache.put("pass", key, write)
-
-    def _effect(self, pass_: Pass) -> Effect:
-        effect = pass_.effect
-        if effect.kind is EffectKind.LOSSY and not self.judge_lossy:
-            return Effect(EffectKind.LOSSY, -math.inf)
-        return effect
 
     def _keep_analyses(self, pass_: Pass, model: OnnxModel, result: PassResult) -> None:
         """What was found out of `model` goes on to the result as far as the pass preserves it."""
@@ -227,6 +219,8 @@ class PassManager:
         required: bool,
     ) -> PassOutcome:
         finding = Finding(**{**record["finding"], "verdict": Verdict(record["finding"]["verdict"])})
+        if self.judge_lossy:
+            finding = held_to_bound(finding, pass_.effect)
         failure = None
         after = model
         if finding.broke:

@@ -8,7 +8,7 @@ final ONNX model and with the source. What could not be compared is `unverified`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -98,7 +98,7 @@ class PassVerifier:
         except (VerificationError, WorkerError) as error:
             return Finding(Verdict.FAILED, f"the result does not run: {error.what}")
         if effect.kind is EffectKind.LOSSY:
-            return judge_lossy(effect, self._oracle.probes, reference, candidate, names)
+            return measure_lossy(self._oracle.probes, reference, candidate, names)
         finding = self._verdict(effect, compare_outputs(reference, candidate, names), candidate)
         if finding.broke:
             return finding
@@ -138,22 +138,29 @@ class PassVerifier:
         return finding
 
 
-def judge_lossy(
-    effect: Effect,
+def measure_lossy(
     probes: Sequence[Probe],
     reference: Sequence[Outputs],
     candidate: Sequence[Outputs],
     names: Sequence[str],
 ) -> Finding:
-    """LOSSY: nothing broken on any probe, and on real data the SQNR is not under the bound."""
+    """LOSSY: nothing broken on any probe; the SQNR on real data, which `held_to_bound` judges."""
     difference = compare_on_data(probes, reference, candidate, names)
-    reason = difference.broken
-    if reason is None and difference.sqnr_db < effect.bound:
-        reason = (
-            f"output SQNR {difference.sqnr_db:.1f} dB, the default bound is {effect.bound:.1f} dB"
-        )
-    verdict = Verdict.FAILED if reason else Verdict.LOSSY
-    return finding_of(verdict, difference, len(candidate), reason)
+    verdict = Verdict.FAILED if difference.broken else Verdict.LOSSY
+    return finding_of(verdict, difference, len(candidate), difference.broken)
+
+
+def held_to_bound(finding: Finding, effect: Effect) -> Finding:
+    """A LOSSY finding judged by the default bound of its pass, where no metric judges instead.
+
+    Apart from the measuring, because whether a metric judges depends on the build, and the
+    finding is remembered between builds.
+    """
+    sqnr = finding.sqnr_db
+    if finding.verdict is not Verdict.LOSSY or sqnr is None or sqnr >= effect.bound:
+        return finding
+    reason = f"output SQNR {sqnr:.1f} dB, the default bound is {effect.bound:.1f} dB"
+    return replace(finding, verdict=Verdict.FAILED, reason=reason)
 
 
 def finding_of(

@@ -72,6 +72,7 @@ def openvino_cpu(features: Collection[str]) -> QuantizationSpec:
         activation_symmetric=False,
         reduce_range=not VNNI & set(features),
         bias="int32",
+        global_average_pool=True,
         rules={**_CPU, "ConvTranspose": transposed},
     )
 

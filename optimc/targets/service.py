@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 Answer = tuple[Any, dict[str, Any]]
 """What a method of a service returns: plain data and arrays."""
 
-_FULL_BYTES = 64 * 1024
-"""A disk with less free space is full, as far as an engine is concerned."""
-
 
 class BuildService:
     """Builds one engine."""
@@ -59,7 +56,8 @@ class BuildService:
             raise _unwritable(out, error.strerror or str(error)) from error
         except CellError as error:
             # A runtime that cannot write says so in words of its own, or says something else.
-            if shutil.disk_usage(out).free < _FULL_BYTES:
+            stored = Path(model_folder).iterdir()
+            if shutil.disk_usage(out).free < sum(file.stat().st_size for file in stored):
                 raise _unwritable(out, os.strerror(errno.ENOSPC)) from error
             raise
         return dict(engine.manifest), {}

@@ -100,13 +100,15 @@ def test_int8_really_runs_in_int8(first) -> None:
 
 def test_shared_passes_run_once_calibration_once_and_placement_once_a_spec(first) -> None:
     build, _, _ = first
-    assert build.manager.executions == {"simplify": 1, "quantize_int8": 2}
+    assert build.manager.executions == {"simplify": 1, "fuse": 1, "quantize_int8": 2}
     assert build.calibration().sweeps == 1  # type: ignore[attr-defined]
 
 
 def test_the_report_may_skip_only_these(first) -> None:
     _, report, _ = first
     allowed = {
+        "max_abs_error": "nothing changed",
+        "sqnr_db": "nothing changed",
         "throughput_per_s": "needs concurrent requests",
         "p99_ms": "needs 500 runs",
         "int8_share": "no INT8 in this cell",
@@ -162,7 +164,7 @@ def test_an_artifact_loads_without_optimc_as_its_manifest_says(first, workshop: 
 
 def test_a_rebuild_finds_every_pass_and_engine_in_the_cache(first, workshop: Path, cache) -> None:
     build, report, listener = _build(workshop, "again", measure=False)
-    assert [outcome.cached for outcome in listener.outcomes] == [True, True, True]
+    assert [outcome.cached for outcome in listener.outcomes] == [True, True, True, True]
     assert build.engines.builds == 0
     assert {p.cache for cell in report.results for p in cell.passes} == {"hit"}
 
@@ -206,7 +208,12 @@ def test_one_cell_alone_leaves_the_lock_alone(first, workshop: Path, cache) -> N
 def test_a_dump_holds_the_model_after_every_pass(first, workshop: Path, cache) -> None:
     _build(workshop, "dumped", measure=False, dump=workshop / "dump", target="ort")
     names = sorted(path.name for path in (workshop / "dump").iterdir())
-    assert names == ["000-source.onnx", "001-simplify.onnx", "002-quantize_int8.onnx"]
+    assert names == [
+        "000-source.onnx",
+        "001-simplify.onnx",
+        "002-fuse.onnx",
+        "003-quantize_int8.onnx",
+    ]
 
 
 def test_a_limit_stops_a_pass_after_so_many_rewrites(first, workshop: Path, cache) -> None:

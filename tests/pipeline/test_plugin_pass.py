@@ -1,4 +1,4 @@
-"""A third party's pass by entry point, planted to be wrong: rolled back, reported, exit 3 if asked."""
+"""A third party's pass by entry point, planted to be wrong: rolled back, reported, exit 3."""
 
 from __future__ import annotations
 
