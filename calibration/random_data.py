@@ -26,8 +26,8 @@ class RandomDataset(Dataset):
     Floats are uniform over the input's range, standard normal where there is none. Integers are
     uniform over the range, both ends included, 0 and 1 where there is none; booleans are fair.
     Symbolic dims take the size that `dims` gives. Axis 0 counts the samples where it is symbolic;
-    a fixed axis 0 of N makes every N samples one feed. An input that is one number has no such axis:
-    it is the same for the samples of a batch, so such models want batches of 1.
+    a fixed axis 0 of N makes every N samples one feed. An input that is one number has no such
+    axis: it is the same for the samples of a batch, so such models want batches of 1.
 
     Raises InputError for inputs of another type (strings) and dims without a size.
     """

@@ -20,6 +20,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from optimc.core.descriptions import wanted
 from optimc.core.errors import InputError, did_you_mean, unknown_name
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Options(BaseModel):
     """Base of everything that a recipe says about data."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=wanted()
     )
 
 

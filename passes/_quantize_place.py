@@ -160,7 +160,7 @@ class Placer:
             weight,
             _channel_axis(unit, weight.ndim),
             reduce_range=self._spec.reduce_range,
-            bias=bias if self._spec.bias == "int32" else None,
+            bias=None if bias is None else bias.reshape(-1),
             input_scale=input_scale,
         )
         self._replace(unit, index, quantized.integers, quantized.scale, quantized.axis)

@@ -39,7 +39,8 @@ def quantize_weight(
     """The integers and scales of a finite weight.
 
     Where a `bias` ([channels] or one) is given, a channel's scale is made large enough for
-    ``bias / (input_scale * scale)`` to stay within `BIAS_LIMIT`.
+    ``bias / (input_scale * scale)`` to stay within `BIAS_LIMIT`. That holds for a bias that stays
+    in float too: runtimes turn it into int32 on their own.
     """
     limit = REDUCED_RANGE if reduce_range else FULL_RANGE
     others = tuple(i for i in range(weight.ndim) if i != axis) if axis is not None else None

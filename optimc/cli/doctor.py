@@ -61,7 +61,6 @@ def _cache() -> int:
         print(f"  broken: {error}")
         return 0
     free = shutil.disk_usage(cache.folder).free
-    print(
-        f"  {cache.folder}, bound {cache.size_bytes / 1e9:g} GB, {free / 1e9:.0f} GB free on the disk"
-    )
+    print(f"  {cache.folder}")
+    print(f"  bound {cache.size_bytes / 1e9:g} GB, {free / 1e9:.0f} GB free on the disk")
     return 0

@@ -1,4 +1,4 @@
-"""Analyses: facts about a model that several passes ask for, computed once and invalidated by passes.
+"""Analyses: facts about a model that passes share, computed once and invalidated by changes.
 
 A result is plain data that speaks of names, so it holds for every clone of the model. A pass that
 changes the model invalidates all results but those it declares in `Pass.preserves`; a pass that
@@ -53,7 +53,9 @@ _QUANTIZATION = frozenset(
 class Analyses:
     """The results known of one model."""
 
-    def __init__(self, model: OnnxModel, known: dict[type[Analysis[Any]], Any] | None = None) -> None:
+    def __init__(
+        self, model: OnnxModel, known: dict[type[Analysis[Any]], Any] | None = None
+    ) -> None:
         self._model = model
         self._known = {} if known is None else known
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from optimc.core.analyses import Analyses, Analysis
+from optimc.core.descriptions import wanted
 from optimc.core.model import Level, Model, OnnxModel
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ class Pass(BaseModel, ABC):
     """Rewrites a model of one level; see the module docstring for how to write one."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=wanted()
     )
 
     level: ClassVar[Level]

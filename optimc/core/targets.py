@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, field_serializer
 
+from optimc.core.descriptions import wanted
 from optimc.core.digest import digest_of
 from optimc.core.errors import InputError
 from optimc.core.files import file_sha256
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 class SpecData(BaseModel):
     """Base of the frozen data that describes a target."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=wanted())
 
 
 class OperatorRule(SpecData):
@@ -40,8 +41,8 @@ class OperatorRule(SpecData):
 
     inputs: Literal["all", "first", "skip"] = "all"
     """Which of the activations get a Q/DQ pair: all, the first input alone (the others are shapes,
-    axes and the like), or for a residual Add all but the branch that a Conv, Gemm or MatMul computes
-    last, because the kernel of that operator takes the Add in."""
+    axes and the like), or for a residual Add all but the branch that a Conv, Gemm or MatMul
+    computes last, because the kernel of that operator takes the Add in."""
     weight: int | None = None
     """The input that holds the weight, which must be constant unless `dynamic_weight` (Conv: 1)."""
     weight_axis: int | None = None
@@ -78,10 +79,10 @@ class QuantizationSpec(SpecData):
     bias: Literal["int32", "float"]
     """`int32` is a DQ with the scale of the accumulator: the input's times the weight's."""
     global_average_pool: bool = False
-    """Whether a ReduceMean over all space is written as GlobalAveragePool, for which there is an INT8
-    kernel."""
+    """Whether a ReduceMean over all space is written as GlobalAveragePool, for which there is an
+    INT8 kernel."""
     rules: Mapping[str, OperatorRule]
-    """From the operator type (of the default domain) to its rule; what is not listed stays float."""
+    """From the operator type (default domain) to its rule; what is not listed stays float."""
 
 
 class TargetSpec(SpecData):
@@ -292,7 +293,7 @@ class Target(BaseModel, ABC):
     """A runtime with its options: the fields are what the recipe says under `targets`."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=wanted()
     )
 
     runtime: str

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
+from optimc.core.descriptions import wanted
 from optimc.core.errors import InputError, unknown_name
 from optimc.measure.statistics import Interval
 
@@ -78,7 +79,7 @@ class Metric(Protocol):
 class MetricOptions(BaseModel):
     """Base of the options of all metrics: the fields are what a recipe may write."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=wanted())
 
 
 class SampleMetric(MetricOptions):

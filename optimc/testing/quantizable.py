@@ -162,7 +162,7 @@ def middle_outputs() -> OnnxModel:
 
 
 def uneven_channels() -> OnnxModel:
-    """Channels of very different size: all zeros, tiny with a large bias, a thousand times larger."""
+    """Channels of very different size: all zeros, tiny with a large bias, a thousand times more."""
     b = GraphBuilder()
     x = b.input("image", ["batch", 2, 5, 5])
     weight = b.rng.normal(0, 0.2, (6, 2, 3, 3)).astype("float32")

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
 import onnx_ir
 import pytest
 from onnx import TensorProto, helper
@@ -299,24 +298,9 @@ def _bomb(op_type: str, *inputs: object, **attributes: object) -> OnnxModel:
     huge = b.node(op_type, *constants, **attributes)
     first = b.node("Slice", b.node("Reshape", huge, b.constant([-1])), b.constant([0]),
                    b.constant([1]))  # fmt: skip
-    if op_type in ("Range", "NonZero"):
-        first = b.node("Cast", first, to="first", **{})  # pragma: no cover (see BOMBS)
     b.node("Add", x, first, to="y")
     b.output("y", [1])
     return b.model()
-
-
-HUGE = 2**33
-BOMBS: dict[str, Callable[[], OnnxModel]] = {
-    "Expand": lambda: _bomb("Expand", 1.0, [HUGE]),
-    "ConstantOfShape": lambda: _bomb("ConstantOfShape", [2**17, 2**16]),
-    "Tile": lambda: _bomb("Tile", [1.0, 2.0], [HUGE]),
-    "Pad": lambda: _bomb("Pad", [1.0], [0, HUGE]),
-    "Range": lambda: _bomb("Range", 0.0, float(2**30), 0.125) if False else _range_bomb(),
-    "chain of Concat": lambda: _doubling_bomb(),
-    "MatMul": lambda: _product_bomb(),
-    "Resize": lambda: _bomb("Resize", [[[[1.0]]]], [], [1.0, 1.0, 2.0**16, 2.0**16]),
-}
 
 
 def _range_bomb() -> OnnxModel:
@@ -349,6 +333,18 @@ def _product_bomb() -> OnnxModel:
     b.node("Add", x, b.node("ReduceMax", h, keepdims=0), to="y")
     b.output("y", [1])
     return b.model()
+
+
+HUGE = 2**33
+BOMBS: dict[str, Callable[[], OnnxModel]] = {
+    "chain of Concat": _doubling_bomb,
+    "ConstantOfShape": lambda: _bomb("ConstantOfShape", [2**17, 2**16]),
+    "Expand": lambda: _bomb("Expand", 1.0, [HUGE]),
+    "Pad": lambda: _bomb("Pad", [1.0], [0, HUGE]),
+    "product": _product_bomb,
+    "Range": _range_bomb,
+    "Tile": lambda: _bomb("Tile", [1.0, 2.0], [HUGE]),
+}
 
 
 @pytest.mark.parametrize("name", BOMBS)

@@ -33,6 +33,18 @@ def test_float32_is_what_runs_by_default(tmp_path: Path) -> None:
     assert (read["precision"], read["int8_share"], read["islands"]) == ("f32", 0.0, [])
 
 
+def test_one_thread_gives_what_two_give(tmp_path: Path) -> None:
+    engine = build(OpenVino(threads=1), convolutions(), tmp_path)
+    feeds = {"image": np.random.default_rng(0).normal(size=(3, 3, 8, 8)).astype(np.float32)}
+    outputs = []
+    for threads in (1, 2):
+        with OpenVino.open(engine, threads=threads) as session:
+            bound = session.bind(feeds)
+            bound.run()
+            outputs.append(bound.outputs()["logits"])
+    np.testing.assert_allclose(outputs[0], outputs[1], rtol=1e-5, atol=1e-6)
+
+
 def test_float32_weights_stay_float32(tmp_path: Path) -> None:
     b = GraphBuilder()
     x = b.input("x", ["batch", 64])

@@ -12,4 +12,4 @@ pytest.importorskip("openvino", reason="needs the extra `openvino`")
 
 
 class TestOpenVinoContract(TargetContract):
-    targets: ClassVar[tuple[Target, ...]] = (OpenVino(), OpenVino(threads=2))
+    targets: ClassVar[tuple[Target, ...]] = (OpenVino(threads=2),)

@@ -21,6 +21,7 @@ from pydantic import (
 
 from optimc.calibration.sources import DataSource
 from optimc.calibration.transforms import NumericDtype
+from optimc.core.descriptions import wanted
 from optimc.core.digest import digest_of
 from optimc.core.passes import Pass
 from optimc.core.targets import Target
@@ -44,7 +45,7 @@ class Part(BaseModel):
         extra="forbid",
         strict=True,
         allow_inf_nan=False,
-        use_attribute_docstrings=True,
+        use_attribute_docstrings=wanted(),
     )
 
 
