@@ -47,6 +47,8 @@ class Placer:
             node.replace_input_with(index, integers if unit.rule.on_integers else floats)
         for index in unit.constants:
             node.replace_input_with(index, self._constant(unit, index))
+        if unit.rule.explicit_padding:
+            self._pad_input(unit)
         if unit.weight is not None:
             self._place_weight(unit)
         if unit.pools:
@@ -108,6 +110,31 @@ class Placer:
         # A clone shares its types with the original, so they are replaced and not changed.
         value.type = ir.TensorType(ir_dtype(affine.dtype))
         self._remember(value, value, dq.outputs[0])
+
+    def _pad_input(self, unit: Unit) -> None:
+        """Writes the padding that a pool averages in as a Pad of the integers."""
+        node, writer = unit.node, self._writer
+        value, attribute = node.inputs[0], node.attributes.get("pads")
+        pads = [] if attribute is None else list(attribute.as_ints())
+        assert value is not None
+        affine = self._affine[value]
+        if not any(pads) or not number(node, "count_include_pad", 0) or affine.zero_point == 0:
+            return
+        integers, half = self._pairs[value][0], len(pads) // 2
+        amounts = np.array([0, 0, *pads[:half], 0, 0, *pads[half:]], np.int64)
+        inputs = [
+            integers,
+            writer.initializer(f"{node.outputs[0].name}_pads", amounts),
+            writer.initializer(f"{value.name}_fill", affine.quantize(np.zeros((), np.float32))),
+        ]
+        pad = writer.node("Pad", inputs, value, "padded", affine.dtype)
+        pad.outputs[0].shape = None
+        dq = writer.dequantize(
+            pad.outputs[0], writer.parameters(str(value.name), affine), value, None
+        )
+        writer.graph.insert_before(node, [pad, dq])
+        node.replace_input_with(0, dq.outputs[0])
+        node.attributes["pads"] = ir.AttrInt64s("pads", [0] * len(pads))
 
     def _pool(self, unit: Unit) -> None:
         """Writes a ReduceMean as GlobalAveragePool and Q, and a Flatten where it drops the axes."""

@@ -62,6 +62,9 @@ class OperatorRule(SpecData):
     """Data movement that runs on the integers themselves, between Q and DQ."""
     only_with_quantized_input: bool = False
     """Quantized only where every activation comes from another quantized operator."""
+    explicit_padding: bool = False
+    """Whether padding that counts (AveragePool) is written as a Pad of integers, because the kernel
+    would fill with the integer 0 instead of the zero point."""
     symmetric_input: bool = False
     """Whether the kernel wants a zero point of 0 at its input."""
     least_size: int = 1

@@ -67,8 +67,8 @@ def openvino_cpu(features: Collection[str]) -> QuantizationSpec:
     transposed = OperatorRule(
         weight=1, weight_axis=1, bias=2, absorbs=_ABSORBED, symmetric_input=True
     )
-    # 2026.4 pads the integers with 0, whatever the zero point is.
-    padded_pool = OperatorRule(only_with_quantized_input=True, symmetric_input=True)
+    # 2026.4 pads with the integer 0, whatever the zero point is.
+    padded_pool = OperatorRule(only_with_quantized_input=True, explicit_padding=True)
     return QuantizationSpec(
         activation_dtype="uint8",
         activation_symmetric=False,
