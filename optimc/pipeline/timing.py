@@ -12,6 +12,7 @@ from optimc.core.targets import Engine
 from optimc.core.worker import Limits
 from optimc.measure.latency import Latency, SamplingPlan, SubjectFailed, Timings, measure
 from optimc.measure.statistics import Interval
+from optimc.pipeline.parallel import run_side_by_side
 from optimc.targets.client import EngineWorker
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 SOURCE = "source on ONNX Runtime"
 AGAIN = "source on ONNX Runtime, a second time"
+_MEMORY_RUNS = 3
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,23 @@ class Timer:
             for index, (sizes, feeds) in enumerate(cases):
                 question = decided if index == 0 else None
                 self._case(result, case_name(sizes), feeds, cells, workers, question)
-            for name, worker in workers.items():
-                if name not in result.failures:
-                    peak = worker.memory()["peak_mb"]
-                    result.peak_memory_mb[name] = peak or "the system does not say"
+        alive = [name for name in cells if name not in result.failures]
+        run_side_by_side(alive, lambda name: self._memory(result, name, cells[name], cases[0][1]))
         return result
+
+    def _memory(
+        self,
+        result: BuildTimings,
+        name: str,
+        subject: Subject,
+        feeds: Mapping[str, NDArray[Any]],
+    ) -> None:
+        """The peak of a fresh process: one that opened many sessions keeps what they left."""
+        with EngineWorker(subject.engine, name=f"the engine {name}", limits=self.limits) as worker:
+            worker.bind(feeds)
+            worker.time_block(_MEMORY_RUNS)
+            peak = worker.memory()["peak_mb"]
+        result.peak_memory_mb[name] = peak or "the system does not say"
 
     def _engines(
         self, cells: Mapping[str, Subject], references: Mapping[str, Engine]

@@ -14,8 +14,6 @@ from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
-from optimc.calibration.affine import Affine, IntegerType, Range
-
 
 @contextmanager
 def plant(name: str) -> Iterator[None]:
@@ -24,28 +22,28 @@ def plant(name: str) -> Iterator[None]:
         yield
 
 
-def _wrong_zero_point() -> Any:
-    """The zero point of asymmetric ranges is rounded in the wrong direction of the sign."""
-    right = IntegerType.parameters
+def _forgotten_zero_point() -> Any:
+    """The DQs of activations are written without their zero point."""
+    from optimc.passes._quantize_graph import GraphWriter
 
-    def wrong(self: IntegerType, span: Range) -> Affine:
-        affine = right(self, span)
-        if self.symmetric or span.low == 0.0:
-            return affine
-        return replace(affine, zero_point=self.least + self.greatest - affine.zero_point)
+    right = GraphWriter.dequantize
 
-    return patch.object(IntegerType, "parameters", wrong)
+    def wrong(self: Any, integers: Any, parameters: Any, like: Any, axis: Any) -> Any:
+        return right(self, integers, parameters[:1], like, axis)
+
+    return patch.object(GraphWriter, "dequantize", wrong)
 
 
 def _wrong_weight_axis() -> Any:
-    """The DQ of a weight scales along the input channels, its integers along the output channels."""
+    """The DQ of a weight scales along the input channels; its integers go by output channels."""
     from optimc.passes._quantize_graph import GraphWriter
 
     right = GraphWriter.stored
 
     def wrong(self: Any, value: Any, integers: Any, scale: Any, axis: Any, before: Any) -> Any:
         square = integers.ndim > 1 and integers.shape[0] == integers.shape[1]
-        return right(self, value, integers, scale, 1 - axis if square and axis in (0, 1) else axis, before)
+        wrong_axis = 1 - axis if square and axis is not None else axis
+        return right(self, value, integers, scale, wrong_axis, before)
 
     return patch.object(GraphWriter, "stored", wrong)
 
@@ -64,21 +62,22 @@ def _wrong_bias_scale() -> Any:
 
 
 def _swapped_scales() -> Any:
-    """An operator with two activations gives each the other's scale and zero point."""
-    from optimc.passes import quantize_int8
+    """The DQs in front of an operator with two activations have each other's parameters."""
+    from optimc.passes._quantize_place import Placer
 
-    right = quantize_int8.assign_parameters
+    right = Placer.place
 
-    def wrong(units: Any, *rest: Any) -> Any:
-        affine = dict(right(units, *rest))
-        for unit in units:
-            sources = unit.sources()
-            if len(sources) == 2:
-                one, two = sources
-                affine[one], affine[two] = affine[two], affine[one]
-        return affine
+    def wrong(self: Placer, unit: Any) -> None:
+        right(self, unit)
+        producers = [unit.node.inputs[index].producer() for index in unit.activations]
+        if len(producers) == 2 and all(producer is not None for producer in producers):
+            one, two = producers
+            for index in range(1, min(len(one.inputs), len(two.inputs))):
+                first, second = one.inputs[index], two.inputs[index]
+                one.replace_input_with(index, second)
+                two.replace_input_with(index, first)
 
-    return patch.object(quantize_int8, "assign_parameters", wrong)
+    return patch.object(Placer, "place", wrong)
 
 
 def _wrapped_weights() -> Any:
@@ -99,7 +98,7 @@ def _wrapped_weights() -> Any:
 
 
 MUTANTS: dict[str, Callable[[], Any]] = {
-    "wrong_zero_point": _wrong_zero_point,
+    "forgotten_zero_point": _forgotten_zero_point,
     "wrong_weight_axis": _wrong_weight_axis,
     "wrong_bias_scale": _wrong_bias_scale,
     "swapped_scales": _swapped_scales,

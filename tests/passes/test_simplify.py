@@ -25,6 +25,7 @@ class TestSimplify(PassContract):
     passes = (Simplify(), Simplify(fold_limit=0))
 
 
+@pytest.mark.slow
 class TestSimplifyByOnnxsim(PassContract):
     passes = (Simplify(engine="onnxsim"),)
 
@@ -97,7 +98,7 @@ def test_equal_nodes_merge_across_a_subgraph_border() -> None:
     b.output("y", ["n", 3])
     result = simplified(b.model())
     merged = [rewrite.where for rewrite in result.rewrites if rewrite.rule == "merge_equal_nodes"]
-    assert merged == ["inner_Relu", "inner_Neg"]
+    assert sorted(merged) == ["inner_Neg", "inner_Relu"]
 
 
 def test_equal_nodes_with_different_attributes_stay_apart() -> None:
