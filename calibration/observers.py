@@ -71,6 +71,8 @@ class HistogramObserver:
 
     def _grow(self, bound: float) -> None:
         """Merges pairs of bins until `bound` lies below the limit."""
+        if bound == 0.0:
+            return
         exponent = math.frexp(bound)[1]  # the least with bound < 2^exponent
         quarter = self._bins // 4
         while self._exponent < exponent:
@@ -83,6 +85,8 @@ class HistogramObserver:
 
     def _add(self, flat: NDArray[np.floating]) -> None:
         half = self._bins // 2
+        if math.ldexp(half, -self._exponent) < 1.0:
+            flat = flat.astype(np.float64)  # the product could underflow to a zero of no sign
         per_width = flat.dtype.type(math.ldexp(half, -self._exponent))
         for start in range(0, flat.size, _BLOCK):
             scaled = flat[start : start + _BLOCK] * per_width

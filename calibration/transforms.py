@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
     Array: TypeAlias = NDArray[np.generic]
 
-Numbers: TypeAlias = float | list[float]
+Numbers: TypeAlias = Annotated[
+    Annotated[float, Tag("one")] | Annotated[list[float], Tag("many")],
+    Discriminator(lambda value: "many" if isinstance(value, list) else "one"),
+]
 NumericDtype: TypeAlias = Literal[
     "bool",
     "int8",
@@ -65,7 +68,7 @@ class Divide(Options):
     @model_validator(mode="after")
     def _not_zero(self) -> Self:
         if any(number == 0 for number in _listed(self.divide)):
-            raise ValueError("cannot divide by zero")
+            raise ValueError("cannot divide by zero\nwrite what pixels are divided by, such as 255")
         return self
 
     def apply(self, x: Array) -> Array:

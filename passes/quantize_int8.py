@@ -123,12 +123,24 @@ class QuantizeInt8(Pass):
         selected = select(usable(candidates, statistics, refuse), refuse)
         refuse_others(graph, candidates, refuse)
         if not selected:
+            self._check_inputs(graph, statistics)
             reasons = [f"{r.where}: {r.reason}" for r in context.log.refusals[:3]]
             raise PreconditionError(
                 "nothing in this model can be quantized" + "".join(f"; {r}" for r in reasons),
                 fix="take quantize_int8 out of this variant, or keep less in float",
             )
         return selected
+
+    def _check_inputs(
+        self, graph: ir.Graph, statistics: Mapping[ir.Value, TensorStatistics]
+    ) -> None:
+        """Raises PreconditionError where the data are what keeps everything in float."""
+        for value in graph.inputs:
+            if value in statistics and statistics[value].non_finite:
+                raise PreconditionError(
+                    f"the calibration data hold infinities or NaNs in the input `{value.name}`",
+                    fix="take those samples out of data.calibration, or correct its transform",
+                )
 
     def _estimator(self) -> RangeEstimator:
         from optimc.calibration.ranges import MeanSquaredError, MinMax, Percentile

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from optimc.cli.run import printable
 from optimc.core.errors import ExitCode
 from optimc.pipeline.recipe import Recipe, load_recipe
 
@@ -20,11 +21,11 @@ def run_check(recipe_path: Path, *, explain: bool, settings: list[str], untruste
     _check_model_and_data(recipe)
     plan = make_plan(recipe)
     if explain:
-        print(plan.explain())
+        print(printable(plan.explain()))
     missing = [cell for cell in plan.cells if cell.name in plan.unavailable]
     needed = [cell for cell in missing if not cell.target.optional]
     for cell in needed:
-        print(f"error: {plan.unavailable[cell.name]}", file=sys.stderr)
+        print(printable(f"error: {plan.unavailable[cell.name]}"), file=sys.stderr)
     if needed:
         return int(ExitCode.CELL)
     skipped = f", of which {len(missing)} cannot be built here" if missing else ""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from optimc.cli.run import printable
 from optimc.core.targets import Engine
 
 
@@ -33,38 +35,40 @@ def run_inspect(path: Path, *, json_output: bool) -> int:
     if json_output:
         print(json.dumps({"manifest": manifest, **found}, indent=2, default=str))
         return 0
-    if manifest is not None:
-        _print_manifest(manifest)
-    if found:
-        _print_model(path, found)
+    lines = [*_manifest_lines(manifest or {}), *_model_lines(path, found)]
+    print(printable("\n".join(lines)))
     return 0
 
 
-def _print_manifest(manifest: dict[str, Any]) -> None:
-    print(f"engine      {manifest['runtime']}, {manifest['main']}")
-    print(f"identity    {manifest['identity']['sha256']} ({manifest['identity']['of']})")
+def _manifest_lines(manifest: dict[str, Any]) -> Iterator[str]:
+    if not manifest:
+        return
+    yield f"engine      {manifest['runtime']}, {manifest['main']}"
+    yield f"identity    {manifest['identity']['sha256']} ({manifest['identity']['of']})"
     for name, file in manifest["files"].items():
-        print(f"  {name:<20} {file['bytes'] / 1e6:10.3f} MB")
+        yield f"  {name:<20} {file['bytes'] / 1e6:10.3f} MB"
 
 
-def _print_model(path: Path, found: dict[str, Any]) -> None:
+def _model_lines(path: Path, found: dict[str, Any]) -> Iterator[str]:
+    if not found:
+        return
     opsets = ", ".join(f"{domain} {version}" for domain, version in found["opsets"].items())
-    print(f"model       {path}")
-    print(f"opsets      {opsets}; IR version {found['ir_version']}")
+    yield f"model       {path}"
+    yield f"opsets      {opsets}; IR version {found['ir_version']}"
     for side in ("inputs", "outputs"):
         for spec in found["signature"][side]:
             dims = "?" if spec["shape"] is None else ", ".join(map(str, spec["shape"]))
-            print(f"{side[:-1]:<12}{spec['name']}: {spec['dtype']}[{dims}]")
+            yield f"{side[:-1]:<12}{spec['name']}: {spec['dtype']}[{dims}]"
     stats = found["stats"]
-    print(f"nodes       {stats['nodes']}")
-    print(f"parameters  {stats['parameters']:,} ({stats['bytes'] / 1e6:,.2f} MB)")
+    yield f"nodes       {stats['nodes']}"
+    yield f"parameters  {stats['parameters']:,} ({stats['bytes'] / 1e6:,.2f} MB)"
     for dtype, size in found["weights"].items():
-        print(f"  {dtype:<10}{size / 1e6:10.3f} MB")
-    print(
+        yield f"  {dtype:<10}{size / 1e6:10.3f} MB"
+    yield (
         f"MACs        {found['macs']:,} ({2 * found['macs'] / 1e6:,.1f} MFLOPs), symbolic dims at 1"
     )
     if found["unknown_macs"]:
-        print(f"  not counted, shapes unknown: {', '.join(found['unknown_macs'][:5])}")
-    print("operators   " + ", ".join(f"{n} {name}" for name, n in found["operators"].items()))
+        yield f"  not counted, shapes unknown: {', '.join(found['unknown_macs'][:5])}"
+    yield "operators   " + ", ".join(f"{n} {name}" for name, n in found["operators"].items())
     quantized = ", ".join(f"{n} {name}" for name, n in found["quantization"].items())
-    print(f"quantized   {quantized or 'no'}")
+    yield f"quantized   {quantized or 'no'}"

@@ -66,7 +66,7 @@ def check_metrics(recipe: Recipe, dataset: Dataset | None, signature: Signature)
     """
     import numpy as np
 
-    from optimc.measure.metrics import F1, Top1, Top5
+    from optimc.measure.classification import F1, Top1, Top5
 
     outputs = {spec.name: spec for spec in signature.outputs}
     for name, metric in loaded_metrics(recipe).items():

@@ -87,7 +87,9 @@ NAMES = {
         bad.recipe("onnxruntime", "onnxrutime"), "16:26: unknown runtime", "`onnxruntime`?"
     ),
     "target of a variant": _bad(
-        bad.recipe("fp32: []", "fp32: {passes: [], targets: [otr]}"), "14:32: unknown target", "`ort`?"
+        bad.recipe("fp32: []", "fp32: {passes: [], targets: [otr]}"),
+        "14:32: unknown target",
+        "`ort`?",
     ),
     "metric": _bad(
         bad.recipe("metrics: {top1: {}}", "metrics: {top1: {}, top2: {}}"),
@@ -99,7 +101,9 @@ NAMES = {
         "12:18: unknown output `logit`",
         "did you mean `logits`?",
     ),
-    "input": _bad(bad.recipe("{input: {range", "{inptu: {range"), "2:10: unknown input", "`input`?"),
+    "input": _bad(
+        bad.recipe("{input: {range", "{inptu: {range"), "2:10: unknown input", "`input`?"
+    ),
     "output": _bad(
         bad.appended("outputs: {logit: drop}\n"), "20:11: unknown output `logit`", "`logits`?"
     ),
@@ -143,7 +147,10 @@ VALUES = {
     "dims in no order": _bad(bad.recipe("typical: 1,", "typical: 99,"), "3:15", "1, 99, 64"),
     "dims in no step": _bad(bad.recipe("max: 64", "max: 64, multiple_of: 3"), "no multiple of 3"),
     "pass option's value": _bad(
-        bad.recipe(INT8, "[{quantize_int8: {ranges: msee}}]"), "15:35", "expected `minmax`", "`mse`?"
+        bad.recipe(INT8, "[{quantize_int8: {ranges: msee}}]"),
+        "15:35",
+        "expected `minmax`",
+        "`mse`?",
     ),
     "pass option's range": _bad(
         bad.recipe(INT8, "[{quantize_int8: {percentile: 10}}]"), "15:39", "greater than 50"
@@ -242,7 +249,9 @@ MODELS = {
         command=f"{BUILD} --no-cache",
     ),
     "for init": _bad(
-        bad.file("x.onnx", "hello"), "x.onnx: this is not an ONNX", command="init x.onnx -o new.yaml"
+        bad.file("x.onnx", "hello"),
+        "x.onnx: this is not an ONNX",
+        command="init x.onnx -o new.yaml",
     ),
     "for inspect": _bad(
         bad.nothing, "digit.onnx: cannot read", "`digits.onnx`?", command="inspect digit.onnx"
@@ -309,7 +318,10 @@ COMMAND_LINE = {
         bad.nothing, "is not PASS=N", "simplify=10", command=f"{BUILD} --limit simplify=-1"
     ),
     "limit of no pass": _bad(
-        bad.nothing, "--limit: unknown pass `simplfy`", "`simplify`?", command=f"{BUILD} --limit simplfy=1"
+        bad.nothing,
+        "--limit: unknown pass `simplfy`",
+        "`simplify`?",
+        command=f"{BUILD} --limit simplfy=1",
     ),
     "set without a value": _bad(
         bad.nothing, "--set seed: is not of the form", "for example", command=f"{CHECK} --set seed"
@@ -321,16 +333,25 @@ COMMAND_LINE = {
         bad.nothing, "--set seed=zero", "a whole number", command=f"{CHECK} --set seed=zero"
     ),
     "variant": _bad(
-        bad.nothing, "--variant: unknown variant `int4`", "`int8`?", command=f"{BUILD} --variant int4"
+        bad.nothing,
+        "--variant: unknown variant `int4`",
+        "`int8`?",
+        command=f"{BUILD} --variant int4",
     ),
     "target": _bad(
         bad.nothing, "--target: unknown target `orrt`", "`ort`?", command=f"{BUILD} --target orrt"
     ),
     "locked without a lock": _bad(
-        bad.nothing, "recipe.lock: there is no lock", "without --locked", command=f"{BUILD} --locked"
+        bad.nothing,
+        "recipe.lock: there is no lock",
+        "without --locked",
+        command=f"{BUILD} --locked",
     ),
     "lock that is broken": _bad(
-        bad.file("recipe.lock", "{"), "the lock cannot be read", "commit", command=f"{BUILD} --locked"
+        bad.file("recipe.lock", "{"),
+        "the lock cannot be read",
+        "commit",
+        command=f"{BUILD} --locked",
     ),
     "lock of another schema": _bad(
         bad.file("recipe.lock", '{"schema": 99}'), "not of schema 1", command=f"{BUILD} --locked"
@@ -347,7 +368,9 @@ COMMAND_LINE = {
     "init over a file": _bad(
         bad.nothing, "recipe.yaml: exists already", "--force", command="init digits.onnx"
     ),
-    "init of a folder": _bad(bad.nothing, "only ONNX files", "export", command="init . -o new.yaml"),
+    "init of a folder": _bad(
+        bad.nothing, "only ONNX files", "export", command="init . -o new.yaml"
+    ),
     "pass without a page": _bad(bad.nothing, "`simplfy`", "`simplify`?", command="passes simplfy"),
 }
 CASES = {
@@ -451,7 +474,8 @@ FAILED = {
     ),
     "calibration data with NaN": _bad(
         bad.data("calibration", images=lambda a: np.where(a > 15, np.nan, a)),
-        "`input` holds infinities or NaNs",
+        "the calibration data hold infinities or NaNs in the input `input`",
+        "data.calibration",
     ),
     "weight of another width": _bad(
         bad.model(bad.with_misfit), "node_conv2d", "kernel channels", "failed"

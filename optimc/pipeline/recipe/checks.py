@@ -142,7 +142,7 @@ class _Checker:
             self._problems.add(node.place, what, f"choose a size inside, or widen dims.{dim}")
         elif step and size % step:
             what = f"the case has {dim}: {size}, which is no multiple of {step}"
-            self._problems.add(node.place, what)
+            self._problems.add(node.place, what, f"round it, or change dims.{dim}.multiple_of")
 
 
 def _mapping(node: Node | None) -> Mapping[str, Node]:

@@ -97,7 +97,9 @@ class InputSpec(Part):
     def _check(self) -> Self:
         for name, bounds in (("range", self.range), ("values", self.values)):
             if bounds is not None and bounds[0] > bounds[1]:
-                raise ValueError(f"{name}: the first number is greater than the second")
+                raise ValueError(
+                    f"{name}: the first number is greater than the second\nswap the two numbers"
+                )
         if self.range is not None and self.values is not None:
             raise ValueError("give `range` (floats) or `values` (integers), not both")
         if self.dtype is not None:
@@ -126,10 +128,14 @@ class DimRange(Part):
         if not self.min <= self.typical <= self.max:
             raise ValueError(
                 f"min <= typical <= max does not hold for {self.min}, {self.typical}, {self.max}"
+                "\ngive the least size, the usual one and the greatest"
             )
         for name, size in (("min", self.min), ("typical", self.typical), ("max", self.max)):
             if size % self.multiple_of:
-                raise ValueError(f"{name} is {size}, which is no multiple of {self.multiple_of}")
+                raise ValueError(
+                    f"{name} is {size}, which is no multiple of {self.multiple_of}"
+                    f"\nround {name}, or change multiple_of"
+                )
         return self
 
 
