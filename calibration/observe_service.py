@@ -111,7 +111,8 @@ class ObserverService:
         """Runs one batch of feeds, whose first sample has the number `first`."""
         assert self._session is not None
         try:
-            outputs = self._session.run(self._outputs, dict(arrays))
+            # An empty list would mean all outputs.
+            outputs = self._session.run(self._outputs, dict(arrays)) if self._outputs else []
         except Exception as error:
             if "Failed to allocate memory" in str(error) or "bad_alloc" in str(error):
                 raise  # the worker turns it into its own error

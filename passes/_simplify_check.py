@@ -79,7 +79,7 @@ def _infer(node: ir.Node, proto: onnx.NodeProto, opsets: dict[str, int]) -> None
 def _type_of(value: ir.Value) -> onnx.TypeProto | None:
     dtype, shape = value.dtype, value.shape
     if value.const_value is not None:
-        dtype, shape = value.const_value.dtype, ir.Shape(value.const_value.shape)
+        dtype, shape = value.const_value.dtype, ir.Shape(value.const_value.shape.numpy())
     if dtype is None:
         return None
     proto = ir.serde.serialize_type(value.type if value.type is not None else ir.TensorType(dtype))

@@ -89,7 +89,7 @@ def fold_constants(work: Work) -> None:
         _Folder(work).call(work.model)
 
 
-class _Folder(FoldConstantsPass):  # type: ignore[misc]
+class _Folder(FoldConstantsPass):
     def __init__(self, work: Work) -> None:
         super().__init__(
             shape_inference=True,
@@ -203,7 +203,7 @@ class _Folder(FoldConstantsPass):  # type: ignore[misc]
                 tensor = new.const_value
                 if old.dtype is not None and tensor.dtype != old.dtype:
                     return f"the result is {tensor.dtype.name}, {old.dtype.name} was inferred"
-                if not fits(tensor.shape, old.shape):
+                if not fits(ir.Shape(tensor.shape.numpy()), old.shape):
                     return f"the result has the shape {tensor.shape}, {old.shape} was inferred"
         self._name_nodes(node, replacement)
         return contradiction(
@@ -295,9 +295,8 @@ def _by_effort(node: ir.Node, work: Work) -> str | None:
     shape = node.outputs[0].shape
     elements = math.prod(shape.numpy()) if shape is not None and shape.is_static() else 0
     if node.op_type in _MATRIX_PRODUCTS:
-        last = inputs[0].shape[-1 if len(inputs[0].shape) else 0] if len(inputs[0].shape) else 1
-        first = inputs[0].shape[0] if len(inputs[0].shape) else 1
-        depth = max(int(last), int(first)) if node.op_type == "Gemm" else int(last)
+        dims = inputs[0].shape.numpy() or (1,)
+        depth = max(dims[-1], dims[0]) if node.op_type == "Gemm" else dims[-1]
         if elements * depth > _PRODUCT_OPERATIONS:
             return f"the product takes {elements * depth:,} operations"
     elif node.op_type in HEAVY and elements + sum(t.size for t in inputs) > _HEAVY_ELEMENTS:

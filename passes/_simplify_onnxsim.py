@@ -90,13 +90,14 @@ def _read(path: Path, before: OnnxModel, agreeing: list[str]) -> OnnxModel:
     old = {name: value.const_value for name, value in before.ir.graph.initializers.items()}
     for name, value in model.graph.initializers.items():
         known = old.get(name)
-        same = known is not None and value.const_value is not None
-        if same and tensor_digest(value.const_value) == tensor_digest(known) and name in sources:
+        if known is None or value.const_value is None or name not in sources:
+            continue
+        if tensor_digest(value.const_value) == tensor_digest(known):
             value.meta[SOURCE_KEY] = sources[name]
     kept = {*agreeing, *(value.name for value in model.graph.inputs)}
     values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
     for value in values:
-        if value.name in kept and value.name in sources:
+        if value.name is not None and value.name in kept and value.name in sources:
             value.meta[SOURCE_KEY] = sources[value.name]
     return OnnxModel(model)
 
@@ -161,4 +162,5 @@ def _with_outputs(model: onnx.ModelProto, names: list[str]) -> bytes:
     copy.CopyFrom(model)
     given = {output.name for output in copy.graph.output}
     copy.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in given)
-    return copy.SerializeToString()
+    data: bytes = copy.SerializeToString()
+    return data

@@ -92,7 +92,7 @@ def _name_values(delta: ReplacementSubgraph, work: Work) -> None:
     for value in delta.new_initializers:
         value.name = work.names.unique(value.name or "constant")
         if value.const_value is not None:
-            value.shape = ir.Shape(value.const_value.shape)
+            value.shape = ir.Shape(value.const_value.shape.numpy())
             value.dtype = value.const_value.dtype
     for node in delta.new_nodes:
         for output in node.outputs:

@@ -36,7 +36,7 @@ def _light_proto(model: ir.Model) -> onnx.ModelProto:
     light = model.clone()
     for name, value in list(light.graph.initializers.items()):
         if value.const_value is not None and value.const_value.nbytes > _SMALL_BYTES:
-            value.shape = ir.Shape(value.const_value.shape)
+            value.shape = ir.Shape(value.const_value.shape.numpy())
             value.dtype = value.const_value.dtype
             del light.graph.initializers[name]
             light.graph.inputs.append(value)

@@ -7,17 +7,19 @@ import errno
 import os
 import signal
 import sys
+import time
 from types import FrameType
 
 from optimc.core.errors import ExitCode, OptimcError
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_TIDYING_S = 5.0
 _TRACE_VARIABLE = "OPTIMC_TRACEBACK"
 
 
 def run(arguments: list[str]) -> int:
     """Runs the command that `arguments` name and returns the exit code of the process."""
-    signal.signal(signal.SIGTERM, _terminate)
+    _listen()
     try:
         return _invoke(arguments)
     except OptimcError as error:
@@ -27,9 +29,9 @@ def run(arguments: list[str]) -> int:
         _say("interrupted: nothing half-written stays; the same command goes on from what is done")
         return int(ExitCode.INTERRUPTED)
     except BrokenPipeError:
-        # The reader went away (`| head`): not an error; keep the interpreter from saying so.
+        # The reader went away (`| head`). Nothing to say to it, but what it asked for is not done.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return int(ExitCode.OK)
+        return int(ExitCode.INTERRUPTED)
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             return _bug(error)
@@ -68,9 +70,28 @@ def _bug(error: Exception) -> int:
     return int(ExitCode.BUG)
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    """SIGTERM ends a build as Ctrl-C does: workers are closed, temporary files removed."""
-    raise KeyboardInterrupt
+class _Interrupter:
+    """Ends a build: workers are closed, temporary files removed.
+
+    Signals that follow at once do not cut the tidying short; a patient second one does.
+    """
+
+    def __init__(self) -> None:
+        self._first = -_TIDYING_S
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if now - self._first >= _TIDYING_S:
+            self._first = now
+            raise KeyboardInterrupt
+
+
+def _listen() -> None:
+    """SIGTERM and the end of the terminal end a build as Ctrl-C does."""
+    interrupter = _Interrupter()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` and `&` set it
+            signal.signal(number, interrupter)
 
 
 def _say(text: str) -> None:

@@ -56,9 +56,9 @@ def workers_with(variable: str, value: str) -> list[int]:
     found = []
     for process in psutil.process_iter():
         try:
-            if "optimc.core.worker_main" in process.cmdline():
-                if process.environ().get(variable) == value:
-                    found.append(process.pid)
+            ours = "optimc.core.worker_main" in process.cmdline()
+            if ours and process.environ().get(variable) == value:
+                found.append(process.pid)
         except psutil.Error:
             continue  # it ended meanwhile
     return found

@@ -89,7 +89,7 @@ def _wrapped_weights() -> Any:
 
     def wrong(weight: Any, axis: Any, **options: Any) -> Any:
         found = quantize_weight(weight, axis, **options)
-        scale = found.scale / 2
+        scale = (found.scale / 2).astype(np.float32)
         shaped = scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
         integers = np.rint(weight / shaped).astype(np.int64).astype(np.int8)
         return replace(found, integers=integers, scale=scale)

@@ -24,8 +24,8 @@ def plant(name: str) -> Iterator[None]:
 def _relu_taken_for_identity() -> Any:
     """A Relu is removed as if it did nothing."""
     from optimc.passes import _simplify_graph
+    from optimc.passes._simplify_work import is_identity as right
 
-    right = _simplify_graph.is_identity
     return patch.object(
         _simplify_graph, "is_identity", lambda node: right(node) or node.op_type == "Relu"
     )

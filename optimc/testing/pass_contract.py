@@ -267,6 +267,6 @@ def _with_outputs(model: OnnxModel, names: Sequence[str]) -> OnnxModel:
     graph = clone.ir.graph
     given = {value.name for value in graph.outputs}
     found = {v.name: v for v in graph.inputs} | {v.name: v for n in graph for v in n.outputs}
-    found |= dict(graph.initializers)
+    found.update(graph.initializers)
     graph.outputs.extend(found[name] for name in names if name not in given)
     return clone

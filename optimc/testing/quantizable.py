@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from optimc.core.model import OnnxModel
 from optimc.testing.graphs import GraphBuilder
@@ -23,7 +24,7 @@ def quantizable_models() -> Mapping[str, OnnxModel]:
     }
 
 
-def conv(b: GraphBuilder, x: str, channels: int, filters: int, **attributes: object) -> str:
+def conv(b: GraphBuilder, x: str, channels: int, filters: int, **attributes: Any) -> str:
     """A convolution with bias whose results stay near 1."""
     size = 3 if "kernel_shape" not in attributes else 1
     group = attributes.get("group", 1)

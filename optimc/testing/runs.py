@@ -79,7 +79,7 @@ def seeded_feeds(model: OnnxModel, *, sizes: Sequence[int] = (1, 3), seed: int =
 
     signature = model.signature
     rng = np.random.default_rng(seed)
-    rounds = sizes if signature.symbols else sizes[:1] * 2
+    rounds = list(sizes) if signature.symbols else [sizes[0], sizes[0]]
     return [
         {
             spec.name: seeded_array(spec, None, dict.fromkeys(signature.symbols, size), rng)

@@ -7,18 +7,16 @@ nothing; some run again as a process of their own, as a user would.
 from __future__ import annotations
 
 import re
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from optimc.cli import main
 from optimc.report.canonical import load_report
 from optimc.testing import bad_inputs as bad
-from optimc.testing.bad_inputs import Spoil, Workshop
+from optimc.testing.bad_inputs import Spoil, Workshop, run_here
 from optimc.testing.commands import Finished, run_optimc, temporary_leftovers
 
 CHECK = "check recipe.yaml"
@@ -405,21 +403,9 @@ def shop(tmp_path: Path, repository: Path) -> Workshop:
 
 
 @pytest.fixture
-def here(
-    shop: Workshop, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[str], Finished]]:
+def here(shop: Workshop) -> Callable[[str], Finished]:
     """Runs a command line in this process, in the workshop's folder."""
-    monkeypatch.chdir(shop.folder)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def run(command: str) -> Finished:
-        code = main(command.split())
-        out, err = capsys.readouterr()
-        return Finished(code, out, err)
-
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return lambda command: run_here(command, shop.folder)
 
 
 def _refused(done: Finished, case: Bad) -> None:

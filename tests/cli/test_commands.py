@@ -77,7 +77,7 @@ def test_init_writes_a_recipe_that_builds_as_it_is(model: Path, tmp_path: Path) 
     assert first.code == 0
     assert "#" in (tmp_path / "recipe.yaml").read_text()
     built = run_optimc(
-        *"build recipe.yaml -o out --set".split(), "benchmark.at_most=1 s", cwd=tmp_path
+        *["build", "recipe.yaml", "-o", "out", "--set"], "benchmark.at_most=1 s", cwd=tmp_path
     )
     assert built.code == 0, built.err
     report = json.loads((tmp_path / "out" / "report.json").read_text())

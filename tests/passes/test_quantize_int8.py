@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import pytest
-
 from optimc.core.model import OnnxModel
 from optimc.core.passes import Calibration
 from optimc.core.targets import TargetSpec
