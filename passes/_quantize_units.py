@@ -1,8 +1,7 @@
 """What `quantize_int8` may quantize: operators with what belongs to them, by a target's rules.
 
-A unit is one node with the activations that its kernel takes in. Each is judged by itself first
-(`find_units`), then together with its neighbours (`select`), because an Add or a Reshape in INT8
-only pays between operators that are in INT8 themselves. Imports onnx_ir.
+A unit is one node with the activations that its kernel takes in. Each is judged by itself here, and
+together with its neighbours in `_quantize_select`. Imports onnx_ir.
 """
 
 from __future__ import annotations
@@ -18,8 +17,6 @@ from numpy.typing import NDArray
 from optimc.core.targets import OperatorRule, QuantizationSpec
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-
-_SILENT = frozenset({"Constant", "Identity"})  # nothing is computed
 
 Refuse = Callable[[ir.Node, str], None]
 
@@ -256,49 +253,3 @@ def _pad_reason(node: ir.Node) -> str | None:
     if value is not None and not math.isfinite(value):
         return "it pads with a value that is not finite or not a constant"
     return None
-
-
-def select(units: Iterable[Unit], refuse: Refuse) -> list[Unit]:
-    """The units whose neighbours are quantized where their rule asks for that, in their order.
-
-    Starts from all and takes away until nothing changes, which ends in the largest such set.
-    """
-    chosen = list(units)
-    while True:
-        reasons = _reasons(chosen)
-        kept = [unit for unit in chosen if unit not in reasons]
-        if len(kept) == len(chosen):
-            return kept
-        for unit, reason in reasons.items():
-            refuse(unit.node, reason)
-        chosen = kept
-
-
-def _reasons(units: Iterable[Unit]) -> dict[Unit, str]:
-    """The units that stand alone among `units`, each with what it lacks."""
-    units = list(units)
-    leaders = [unit for unit in units if not _follows(unit)]
-    # A value has integers where a unit makes it, or where a unit that needs no company reads it.
-    integers = {unit.output for unit in units} | {v for u in leaders for v in u.sources()}
-    readers = {value for unit in units for value in unit.sources()}
-    found = {}
-    for unit in units:
-        missing = [value.name for value in unit.sources() if value not in integers]
-        if _follows(unit) and missing:
-            found[unit] = f"its input `{missing[0]}` does not come from an INT8 operator"
-        elif unit.moves and unit.output not in readers:
-            found[unit] = "no INT8 operator reads its output"
-    return found
-
-
-def _follows(unit: Unit) -> bool:
-    return unit.moves or unit.rule.only_with_quantized_input
-
-
-def refuse_others(graph: ir.Graph, units: Iterable[Unit], refuse: Refuse) -> None:
-    """Says of every node that works on floats and has no rule that it stays in float."""
-    known = {unit.node for unit in units} | {n for unit in units for n in unit.absorbed}
-    for node in graph:
-        floats = [v for v in node.outputs if v.dtype in (None, ir.DataType.FLOAT) and v.uses()]
-        if node not in known and floats and node.op_type not in _SILENT:
-            refuse(node, f"the target has no INT8 rule for {node.op_type}")

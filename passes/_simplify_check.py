@@ -54,9 +54,10 @@ def fits(shape: ir.Shape, known: ir.Shape | None) -> bool:
 
 
 def _infer(node: ir.Node, proto: onnx.NodeProto, opsets: dict[str, int]) -> None:
-    types, data = {}, {}
+    types: dict[str, onnx.TypeProto] = {}
+    data: dict[str, onnx.TensorProto] = {}
     for value in node.inputs:
-        if value is None:
+        if value is None or value.name is None:
             continue
         kind = _type_of(value)
         if kind is None:

@@ -19,14 +19,16 @@ from optimc.core.model import SOURCE_KEY, Level, Model
 from optimc.core.passes import Effect, Input, Pass, PassContext, PassResult, lossy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     import onnx_ir as ir
 
     from optimc.calibration.ranges import RangeEstimator
     from optimc.core.model import OnnxModel
+    from optimc.core.passes import RewriteLog
     from optimc.core.statistics import TensorStatistics
     from optimc.core.targets import QuantizationSpec
+    from optimc.passes._quantize_select import Refusals
     from optimc.passes._quantize_units import Unit
 
 
@@ -75,13 +77,17 @@ class QuantizeInt8(Pass):
         """See the class. Raises PreconditionError where nothing can be quantized."""
         from optimc.passes._quantize_place import Placer
         from optimc.passes._quantize_ranges import assign, statistics_of
+        from optimc.passes._quantize_select import Refusals
         from optimc.passes._quantize_units import node_label
 
         self.check(model, context)
         spec, log, graph = _spec(context), context.log, model.ir.graph
-        candidates = self._candidates(model, spec, context)
+        refuse = Refusals(log)
+        candidates = self._candidates(graph, spec, refuse)
         statistics = statistics_of(candidates, model, context.calibration)
-        selected = self._selected(graph, candidates, statistics, context)
+        selected = self._selected(graph, candidates, statistics, refuse)
+        if not selected:
+            raise _nothing(log)
         chosen = [
             unit
             for unit in selected
@@ -93,19 +99,17 @@ class QuantizeInt8(Pass):
         placer.finish()
         return PassResult(model.sealed(), bool(chosen), _stats(graph), log.rewrites, log.refusals)
 
-    def _candidates(
-        self, model: OnnxModel, spec: QuantizationSpec, context: PassContext
-    ) -> list[Unit]:
+    def _candidates(self, graph: ir.Graph, spec: QuantizationSpec, refuse: Refusals) -> list[Unit]:
         """The units that fit by themselves and that `keep_float` does not name."""
         from optimc.passes._quantize_units import find_units
 
         units = []
-        for unit in find_units(model.ir.graph, spec, _refuser(context)):
+        for unit in find_units(graph, spec, refuse):
             pattern = next((p for p in self.keep_float if matches(unit.node, p)), None)
             if pattern is None:
                 units.append(unit)
             else:
-                _refuser(context)(unit.node, f"kept in float by `{pattern}`")
+                refuse(unit.node, f"kept in float by `{pattern}`")
         return units
 
     def _selected(
@@ -113,22 +117,16 @@ class QuantizeInt8(Pass):
         graph: ir.Graph,
         candidates: list[Unit],
         statistics: Mapping[ir.Value, TensorStatistics],
-        context: PassContext,
+        refuse: Refusals,
     ) -> list[Unit]:
         """The units that will be quantized; says why of every other node that works on floats."""
         from optimc.passes._quantize_ranges import usable
-        from optimc.passes._quantize_units import refuse_others, select
+        from optimc.passes._quantize_select import select
 
-        refuse = _refuser(context)
         selected = select(usable(candidates, statistics, refuse), refuse)
-        refuse_others(graph, candidates, refuse)
+        refuse.of_others(graph, candidates)
         if not selected:
             self._check_inputs(graph, statistics)
-            reasons = [f"{r.where}: {r.reason}" for r in context.log.refusals[:3]]
-            raise PreconditionError(
-                "nothing in this model can be quantized" + "".join(f"; {r}" for r in reasons),
-                fix="take quantize_int8 out of this variant, or keep less in float",
-            )
         return selected
 
     def _check_inputs(
@@ -157,13 +155,12 @@ def matches(node: ir.Node, pattern: str) -> bool:
     return any(fnmatchcase(name, pattern) for name in names)
 
 
-def _refuser(context: PassContext) -> Callable[[ir.Node, str], None]:
-    from optimc.passes._quantize_units import node_label
-
-    def refuse(node: ir.Node, reason: str) -> None:
-        context.log.refuse(f"quantize {node.op_type}", node_label(node), reason)
-
-    return refuse
+def _nothing(log: RewriteLog) -> PreconditionError:
+    reasons = "".join(f"; {refusal.where}: {refusal.reason}" for refusal in log.refusals[:3])
+    return PreconditionError(
+        f"nothing in this model can be quantized{reasons}",
+        fix="take quantize_int8 out of this variant, or keep less in float",
+    )
 
 
 def _stats(graph: ir.Graph) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""`quantize_int8`: the contract of every pass, and what this one promises."""
+"""`quantize_int8`: the contract of every pass, on four placements."""
 
 from __future__ import annotations
 
@@ -14,39 +14,53 @@ from optimc.testing.calibrated import random_calibration, target_spec
 from optimc.testing.graphs import small_models
 from optimc.testing.quantizable import quantizable_models
 
-VNNI = {"avx2", "avx512f", "avx512_vnni"}
-SPECS = {
-    "onnxruntime": onnxruntime_cpu(VNNI),
-    "onnxruntime without vnni": onnxruntime_cpu({"avx2"}),
-    "openvino": openvino_cpu(VNNI),
-    "tensorrt": tensorrt(),
-}
-
 
 class QuantizeContract(PassContract):
+    """Base of the suites below: without passes of its own it has no tests."""
+
+    __test__ = False
+
     def models(self) -> Mapping[str, OnnxModel]:
-        return {**small_models(), **quantizable_models()}
+        return quantizable_models()
 
     def calibration(self, model: OnnxModel) -> Calibration | None:
         return random_calibration(model)
 
 
 class TestForOnnxRuntime(QuantizeContract):
-    passes = (QuantizeInt8(), QuantizeInt8(ranges="minmax"))
+    __test__ = True
+    passes = (QuantizeInt8(),)
+
+    def models(self) -> Mapping[str, OnnxModel]:
+        return {**small_models(), **quantizable_models()}
 
     def spec(self) -> TargetSpec:
-        return target_spec(SPECS["onnxruntime"])
+        return target_spec(onnxruntime_cpu({"avx512_vnni"}))
+
+
+class TestWithoutVnni(QuantizeContract):
+    __test__ = True
+    passes = (QuantizeInt8(ranges="minmax"),)
+
+    def models(self) -> Mapping[str, OnnxModel]:
+        models = quantizable_models()
+        return {name: models[name] for name in ("residual", "matmul")}
+
+    def spec(self) -> TargetSpec:
+        return target_spec(onnxruntime_cpu({"avx2"}))
 
 
 class TestForOpenVino(QuantizeContract):
-    passes = (QuantizeInt8(keep_float=["Gemm*"]),)
+    __test__ = True
+    passes = (QuantizeInt8(),)
 
     def spec(self) -> TargetSpec:
-        return target_spec(SPECS["openvino"])
+        return target_spec(openvino_cpu({"avx512_vnni"}))
 
 
 class TestForTensorRT(QuantizeContract):
+    __test__ = True
     passes = (QuantizeInt8(ranges="percentile"),)
 
     def spec(self) -> TargetSpec:
-        return target_spec(SPECS["tensorrt"])
+        return target_spec(tensorrt())
