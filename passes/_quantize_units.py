@@ -7,7 +7,7 @@ together with its neighbours in `_quantize_select`. Imports onnx_ir.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np

@@ -65,6 +65,7 @@ DISPUTED = frozenset({"MaxUnpool", "Resize", "Upsample"})
 """Operators for which onnx's reference implementation and ONNX Runtime do not always agree."""
 
 _IS_RANDOM = "a random operator gives another result at each run"
+_LONGEST_SHAPE = 1024
 _HEAVY_ELEMENTS = 2**16
 _MATRIX_PRODUCTS = frozenset({"Gemm", "MatMul"})
 _PRODUCT_OPERATIONS = 2**31
@@ -123,6 +124,10 @@ class _Folder(FoldConstantsPass):
             return None
         if node.op_type == "If" and not self._may_inline(node):
             return None
+        if self._shape_is_long(node):
+            self._do_inference(node)
+            return None
+        self._reshape_to_known(node)
         try:
             replacement = super().process_node(node, is_function)
         except LIBRARY_ERRORS as error:
@@ -178,6 +183,27 @@ class _Folder(FoldConstantsPass):
         if node.op_type == "SplitToSequence":
             return node.attributes.get_int("keepdims", 1) == 0
         return node.op_type == "CastLike" and node.attributes.get_int("saturate", 1) == 0
+
+    def _shape_is_long(self, node: ir.Node) -> bool:
+        """Whether the evaluators would follow a shape value of absurd length, as doubling Concats
+        give."""
+        if node.op_type == "Gather" and node.inputs[1] is not None:
+            indices = node.inputs[1].const_value
+            return indices is not None and indices.size > _LONGEST_SHAPE
+        if node.op_type != "Concat":
+            return False
+        known = (self._state.get_sym_value(value) for value in node.inputs)
+        return sum(len(s) for s in known if isinstance(s, ir.Shape)) > _LONGEST_SHAPE
+
+    def _reshape_to_known(self, node: ir.Node) -> None:
+        """Gives a Reshape the shape that its second input is known to hold."""
+        if node.op_type != "Reshape" or node.outputs[0].shape is not None:
+            return
+        target = self._state.get_sym_value(node.inputs[1])
+        if isinstance(target, ir.Shape) and all(
+            dim > 0 if isinstance(dim, int) else dim.value is not None for dim in target
+        ):
+            node.outputs[0].shape = ir.Shape(target)
 
     def _may_inline(self, node: ir.Node) -> bool:
         """Whether the branch of an If is known and may be taken; onnxscript then takes it."""

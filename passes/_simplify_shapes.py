@@ -20,7 +20,9 @@ def infer_shapes(model: ir.Model) -> None:
     Value names have to be unique over the whole model. Where inference fails, nothing changes.
     """
     try:
-        inferred = onnx.shape_inference.infer_shapes(_light_proto(model), data_prop=True)
+        # Not with data_prop: it gives a shape tensor as many dims as it has elements, and a small
+        # file can declare billions. The folder follows shape values within bounds.
+        inferred = onnx.shape_inference.infer_shapes(_light_proto(model))
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
         return
     found = {info.name: info.type for graph in _protos(inferred.graph) for info in _infos(graph)}

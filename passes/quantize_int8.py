@@ -105,7 +105,9 @@ class QuantizeInt8(Pass):
 
         units = []
         for unit in find_units(graph, spec, refuse):
-            pattern = next((p for p in self.keep_float if matches(unit.node, p)), None)
+            nodes = (unit.node, *unit.absorbed)
+            named = (p for p in self.keep_float if any(matches(node, p) for node in nodes))
+            pattern = next(named, None)
             if pattern is None:
                 units.append(unit)
             else:

@@ -13,6 +13,7 @@ from types import FrameType
 from optimc.core.errors import ExitCode, OptimcError
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _TIDYING_S = 5.0
 _TRACE_VARIABLE = "OPTIMC_TRACEBACK"
 
@@ -26,6 +27,8 @@ def run(arguments: list[str]) -> int:
         _say(f"error: {error}")
         return int(error.exit_code)
     except KeyboardInterrupt:
+        for number in _SIGNALS:  # nor may more of them kill the interpreter while it ends
+            signal.signal(number, signal.SIG_IGN)
         _say("interrupted: nothing half-written stays; the same command goes on from what is done")
         return int(ExitCode.INTERRUPTED)
     except BrokenPipeError:
@@ -89,7 +92,7 @@ class _Interrupter:
 def _listen() -> None:
     """SIGTERM and the end of the terminal end a build as Ctrl-C does."""
     interrupter = _Interrupter()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` and `&` set it
             signal.signal(number, interrupter)
 

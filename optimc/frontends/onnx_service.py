@@ -169,7 +169,7 @@ def _fill_output_shapes(
     if not without:
         return {}
     found: dict[str, list[int | str | None]] = {}
-    inferred = shape_inference.infer_shapes(light, data_prop=True)
+    inferred = shape_inference.infer_shapes(light)
     types = {value.name: value.type for value in inferred.graph.output}
     for output in without:
         if not types[output.name].tensor_type.HasField("shape"):

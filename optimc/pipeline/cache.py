@@ -2,8 +2,9 @@
 
 An entry is a folder, named by kind and key; it is written elsewhere on the same file system and
 renamed, so it is whole or absent, also when two processes write it at once (the first wins).
-Every entry lists its files with size and SHA-256: sizes are checked whenever it is used, contents
-by `Cache.verify`. The cache is bounded: what was not used for longest goes first.
+Every entry lists its files with size and SHA-256, which are checked whenever it is used (of big
+files the size alone; `Cache.verify` reads them all). The cache is bounded: what was not used for
+longest goes first.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ SIZE_VARIABLE = "OPTIMC_CACHE_SIZE_GB"
 DEFAULT_SIZE_GB = 20.0
 _LAYOUT = "v1"
 _ENTRY = "entry.json"
+_READ_BYTES = 16_000_000
+"""Files up to this size are read and held against their digest whenever an entry is used."""
 _IN_USE_SECONDS = 3600.0
 """Entries that were used within this time are never removed: a running build may hold them."""
 
@@ -121,11 +124,7 @@ class Cache:
         if listing is None:
             return None
         for name, file in listing.items():
-            try:
-                whole = (place / name).stat().st_size == file["bytes"]
-            except OSError:
-                whole = False
-            if not whole:
+            if not _whole(place / name, file, read=file["bytes"] <= _READ_BYTES):
                 self._remove(place)
                 return None
         _touch(place)
@@ -161,7 +160,8 @@ class Cache:
             os.rename(temporary, place)
         except OSError:
             if self.get(kind, key) is None:
-                raise
+                self._remove(place)  # a damaged folder stands there, which is no entry
+                os.rename(temporary, place)
 
     def _describe(self, folder: Path) -> None:
         files = {
@@ -187,15 +187,13 @@ class Cache:
     def verify(self) -> list[Entry]:
         """Reads every entry and removes those whose contents changed; returns the removed ones."""
         damaged = []
-        for entry in self.entries():
-            listing = _listing(entry.folder) or {}
-            files = {name: entry.folder / name for name in listing}
-            if any(
-                not path.is_file() or file_sha256(path) != listing[name]["sha256"]
-                for name, path in files.items()
+        for folder in sorted(self.root.glob("*/*/*")):
+            listing = _listing(folder)
+            if listing is None or not all(
+                _whole(folder / name, file, read=True) for name, file in listing.items()
             ):
-                self._remove(entry.folder)
-                damaged.append(entry)
+                self._remove(folder)
+                damaged.append(Entry(folder.parts[-3], folder.name, folder, 0, 0.0))
         return damaged
 
     def prune(
@@ -264,6 +262,16 @@ def _listing(place: Path) -> dict[str, Any] | None:
         return dict(data["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _whole(path: Path, file: Mapping[str, Any], *, read: bool) -> bool:
+    """Whether a listed file has its size, and with `read` its contents."""
+    try:
+        if path.stat().st_size != file["bytes"]:
+            return False
+        return not read or file_sha256(path) == file["sha256"]
+    except OSError:
+        return False
 
 
 def _touch(place: Path) -> None:

@@ -95,7 +95,8 @@ def _shapes(path: Path) -> dict[str, Sequence[int]]:
         if math.prod(tensor.dims) > 1024:
             tensor.ClearField("raw_data")  # inference reads small ones only: shapes and axes
     try:
-        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        # Not with data_prop: it follows shape tensors of any declared size, element by element.
+        inferred = onnx.shape_inference.infer_shapes(proto)
     except onnx.shape_inference.InferenceError:
         return constants  # type: ignore[return-value]
     found: dict[str, Sequence[int]] = dict(constants)

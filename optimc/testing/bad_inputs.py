@@ -110,10 +110,11 @@ class Workshop:
         }
 
 
-def run_here(command: str, cwd: Path) -> Finished:
-    """Runs ``optimc COMMAND`` in this process, which costs no start. Split at spaces."""
-    from optimc.cli import main
+def run_here(main: Callable[[list[str]], int], command: str, cwd: Path) -> Finished:
+    """Runs ``optimc COMMAND`` (split at spaces) in this process, which costs no start.
 
+    `main` is `optimc.cli.main`.
+    """
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     handlers = {number: signal.getsignal(number) for number in numbers}
     out, err = io.StringIO(), io.StringIO()

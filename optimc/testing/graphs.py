@@ -91,7 +91,7 @@ class GraphBuilder:
         """What was built, as the ONNX front end leaves it, with inferred shapes."""
         import onnx
 
-        return as_model(onnx.shape_inference.infer_shapes(self.proto(), data_prop=True))
+        return as_model(onnx.shape_inference.infer_shapes(self.proto()))
 
     def _name(self, prefix: str) -> str:
         self._count += 1

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from optimc.cli import main
 from optimc.report.canonical import load_report
 from optimc.testing import bad_inputs as bad
 from optimc.testing.bad_inputs import Spoil, Workshop, run_here
@@ -405,7 +406,7 @@ def shop(tmp_path: Path, repository: Path) -> Workshop:
 @pytest.fixture
 def here(shop: Workshop) -> Callable[[str], Finished]:
     """Runs a command line in this process, in the workshop's folder."""
-    return lambda command: run_here(command, shop.folder)
+    return lambda command: run_here(main, command, shop.folder)
 
 
 def _refused(done: Finished, case: Bad) -> None:

@@ -107,11 +107,19 @@ def _stop(running: Running, shop: Workshop, *signals: int) -> None:
 
 FRESH = [
     ("reading digits.onnx", 0.3),
-    ("running passes", 0.0),
-    ("simplify", 0.1),
     ("building and verifying engines", 0.4),
+    pytest.param("running passes", 0.0, marks=pytest.mark.slow),
+    pytest.param("simplify", 0.1, marks=pytest.mark.slow),
 ]
-MEASURING = [("measuring accuracy", 0.0), ("measuring latency", 0.5)]
+MEASURING = [
+    ("measuring latency", 0.5),
+    pytest.param("measuring accuracy", 0.0, marks=pytest.mark.slow),
+]
+SIGNALS = [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)]
+KILLED = [
+    "building and verifying engines",
+    pytest.param("reading", marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize(("moment", "later"), FRESH)
@@ -130,7 +138,7 @@ def test_ctrl_c_while_measuring(moment: str, later: float, shop: Workshop) -> No
     _stop(running, shop, signal.SIGINT)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_other_signals_end_it_as_well(number: int, shop: Workshop) -> None:
     running = Running.start(shop, "cache", *LONG)
     running.wait_for("measuring latency")
@@ -152,6 +160,7 @@ def test_ctrl_c_at_any_time(later: float, shop: Workshop) -> None:
     _stop(running, shop, signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_a_build_that_is_stopped_goes_on_from_what_is_done(shop: Workshop) -> None:
     running = Running.start(shop, "fresh")
     running.wait_for("building and verifying engines")
@@ -167,7 +176,7 @@ def test_a_build_that_is_stopped_goes_on_from_what_is_done(shop: Workshop) -> No
     assert {p.cache for cell in report.results for p in cell.passes} == {"hit"}
 
 
-@pytest.mark.parametrize("moment", ["reading", "building and verifying engines"])
+@pytest.mark.parametrize("moment", KILLED)
 def test_kill_leaves_no_workers_and_the_next_build_works(moment: str, shop: Workshop) -> None:
     running = Running.start(shop, "fresh")
     running.wait_for(moment)

@@ -335,7 +335,7 @@ def test_a_bias_that_differs_from_row_to_row_is_refused() -> None:
         quantize(b.model(), samples=3)
 
 
-@pytest.mark.parametrize("pattern", ["conv_3", "conv_*", "Conv", "v7"])
+@pytest.mark.parametrize("pattern", ["conv_3", "conv_*", "Conv", "v8", "relu_4"])
 def test_keep_float_takes_names_types_and_source_names(pattern: str) -> None:
     model = MODELS["residual"]
     named = {n.name for n in model.ir.graph if n.op_type == "Conv"}
