@@ -24,6 +24,7 @@ from onnxscript.optimizer._constant_folding import (
 from optimc.core.onnx_names import NameTable, make_names_unique
 from optimc.passes._simplify_check import contradiction, fits
 from optimc.passes._simplify_graph import RANDOM
+from optimc.passes._simplify_shapes import filled
 from optimc.passes._simplify_work import (
     ANCHOR_DOMAIN,
     BREAKS_RANGE,
@@ -197,13 +198,13 @@ class _Folder(FoldConstantsPass):
 
     def _reshape_to_known(self, node: ir.Node) -> None:
         """Gives a Reshape the shape that its second input is known to hold."""
-        if node.op_type != "Reshape" or node.outputs[0].shape is not None:
+        if node.op_type != "Reshape":
             return
         target = self._state.get_sym_value(node.inputs[1])
         if isinstance(target, ir.Shape) and all(
             dim > 0 if isinstance(dim, int) else dim.value is not None for dim in target
         ):
-            node.outputs[0].shape = ir.Shape(target)
+            node.outputs[0].shape = filled(node.outputs[0].shape, ir.Shape(target))
 
     def _may_inline(self, node: ir.Node) -> bool:
         """Whether the branch of an If is known and may be taken; onnxscript then takes it."""

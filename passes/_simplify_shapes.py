@@ -63,15 +63,17 @@ def _merge(value: ir.Value, proto: onnx.TypeProto) -> None:
     if value.type is None:
         value.type = ir.serde.deserialize_type_proto_for_type(proto)
     shape = ir.serde.deserialize_type_proto_for_shape(proto)
-    if shape is None:
-        return
-    if value.shape is None:
-        value.shape = shape
-    elif len(value.shape) == len(shape):
-        merged = [
-            new if _unknown(old) else old for old, new in zip(value.shape, shape, strict=True)
-        ]
-        value.shape = ir.Shape(merged)
+    if shape is not None:
+        value.shape = filled(value.shape, shape)
+
+
+def filled(known: ir.Shape | None, new: ir.Shape) -> ir.Shape:
+    """`known`, with its unknown dims taken from `new`."""
+    if known is None:
+        return new
+    if len(known) != len(new):
+        return known
+    return ir.Shape([b if _unknown(a) else a for a, b in zip(known, new, strict=True)])
 
 
 def _unknown(dim: int | ir.SymbolicDim) -> bool:
