@@ -8,7 +8,7 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
-from optimc.core.onnx_signature import all_graphs
+from optimc.core.onnx_signature import all_graphs, all_values
 
 _SMALL_BYTES = 1024
 """Initializers up to this size stay constants for inference; bigger ones become mere inputs."""
@@ -26,12 +26,13 @@ def infer_shapes(model: ir.Model) -> None:
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
         return
     found = {info.name: info.type for graph in _protos(inferred.graph) for info in _infos(graph)}
+    names = {dim.value for value in all_values(model) for dim in _symbols(value)}
     fixed = {*model.graph.inputs, *model.graph.outputs}
     for graph in all_graphs(model):
         values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
         for value in values:
             if value.name in found and value not in fixed:
-                _merge(value, found[value.name])
+                _merge(value, found[value.name], names)
 
 
 def _light_proto(model: ir.Model) -> onnx.ModelProto:
@@ -59,12 +60,18 @@ def _infos(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
     return [*graph.value_info, *graph.output, *graph.input]
 
 
-def _merge(value: ir.Value, proto: onnx.TypeProto) -> None:
+def _symbols(value: ir.Value) -> list[ir.SymbolicDim]:
+    return [dim for dim in value.shape or () if not isinstance(dim, int)]
+
+
+def _merge(value: ir.Value, proto: onnx.TypeProto, names: set[str | None]) -> None:
     if value.type is None:
         value.type = ir.serde.deserialize_type_proto_for_type(proto)
     shape = ir.serde.deserialize_type_proto_for_shape(proto)
     if shape is not None:
-        value.shape = filled(value.shape, shape)
+        # onnx calls dims that it does not know unk__0, unk__1: the folder may find out more.
+        dims = [d if isinstance(d, int) or d.value in names else None for d in shape]
+        value.shape = filled(value.shape, ir.Shape(dims))
 
 
 def filled(known: ir.Shape | None, new: ir.Shape) -> ir.Shape:
