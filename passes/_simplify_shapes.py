@@ -10,6 +10,9 @@ import onnx_ir as ir
 
 from optimc.core.onnx_signature import all_graphs, all_values
 
+_GENERATED = "unk__"
+"""How names begin that shape inference makes up; files carry them too."""
+
 _SMALL_BYTES = 1024
 """Initializers up to this size stay constants for inference; bigger ones become mere inputs."""
 
@@ -26,12 +29,17 @@ def infer_shapes(model: ir.Model) -> None:
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
         return
     found = {info.name: info.type for graph in _protos(inferred.graph) for info in _infos(graph)}
-    names = {dim.value for value in all_values(model) for dim in _symbols(value)}
+    names = {name for value in model.graph.inputs for name in _symbols(value)}
+    names |= {n for v in all_values(model) for n in _symbols(v) if not n.startswith(_GENERATED)}
     fixed = {*model.graph.inputs, *model.graph.outputs}
     for graph in all_graphs(model):
         values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
         for value in values:
-            if value.name in found and value not in fixed:
+            if value in fixed:
+                continue
+            if value.shape is not None:
+                value.shape = _without_generated(value.shape, names)
+            if value.name in found:
                 _merge(value, found[value.name], names)
 
 
@@ -60,18 +68,21 @@ def _infos(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
     return [*graph.value_info, *graph.output, *graph.input]
 
 
-def _symbols(value: ir.Value) -> list[ir.SymbolicDim]:
-    return [dim for dim in value.shape or () if not isinstance(dim, int)]
+def _symbols(value: ir.Value) -> list[str]:
+    return [dim.value for dim in value.shape or () if not isinstance(dim, int) and dim.value]
 
 
-def _merge(value: ir.Value, proto: onnx.TypeProto, names: set[str | None]) -> None:
+def _without_generated(shape: ir.Shape, names: set[str]) -> ir.Shape:
+    """The shape with dims that inference called unk__0, unk__1 unknown: the folder may know."""
+    return ir.Shape([d if isinstance(d, int) or d.value in names else None for d in shape])
+
+
+def _merge(value: ir.Value, proto: onnx.TypeProto, names: set[str]) -> None:
     if value.type is None:
         value.type = ir.serde.deserialize_type_proto_for_type(proto)
     shape = ir.serde.deserialize_type_proto_for_shape(proto)
     if shape is not None:
-        # onnx calls dims that it does not know unk__0, unk__1: the folder may find out more.
-        dims = [d if isinstance(d, int) or d.value in names else None for d in shape]
-        value.shape = filled(value.shape, ir.Shape(dims))
+        value.shape = filled(value.shape, _without_generated(shape, names))
 
 
 def filled(known: ir.Shape | None, new: ir.Shape) -> ir.Shape:

@@ -42,6 +42,8 @@ def _parse(text: str) -> tuple[list[str], Node]:
     if not equals or not names:
         what = "is not of the form `address=value`"
         raise RecipeStop(place, what, "for example --set gate.drop.top1=0.01")
+    if not value.strip():  # an unset shell variable must not switch a limit off
+        raise RecipeStop(place, "the value is empty", "write `null` to take a setting away")
     try:
         node, found = parse(value)
     except RecipeStop as stop:

@@ -317,7 +317,7 @@ def test_variants_that_do_not_fit(
         ),
         (
             '{calibration: {npz: calibration.npz, transform: [{divide: "255"}]}}',
-            "3:65: data.calibration.transform[0].divide: expected a number or a list, got `255`",
+            "3:65: data.calibration.transform[0].divide: expected a number, got `255`",
             None,
         ),
     ],
