@@ -2,12 +2,14 @@
 
 ONNX Runtime on one thread with graph optimizations off: what is observed is what the graph says,
 and the same on every run. The values are added to the graph's outputs in chunks whose size in bytes
-is bounded, so memory depends on the chunk and not on the number of samples.
+is bounded, so memory depends on the chunk and not on the number of samples. While one batch runs,
+the values of the one before it are counted in a second thread.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +45,8 @@ class ObserverService:
         self._session: ort.InferenceSession | None = None
         self._outputs: list[str] = []
         self._observers: dict[str, HistogramObserver] = {}
+        self._counter = ThreadPoolExecutor(1)
+        self._counting: Future[None] | None = None
 
     def plan(self, sample: Arrays, values: Sequence[str]) -> tuple[Any, Any]:
         """Chunks of the values and the samples a run that keep within the bytes of a chunk.
@@ -56,7 +60,8 @@ class ObserverService:
         wanted = [(name, sizes[name] or largest) for name in values if name in sizes]
         chunks = list(_chunks(wanted, self._chunk_bytes))
         total = sum(size for _, size in wanted)
-        samples = max(1, min(MAX_SAMPLES, self._chunk_bytes // max(1, total)))
+        # Two batches are there at once: one is run, one is counted.
+        samples = max(1, min(MAX_SAMPLES, self._chunk_bytes // max(1, 2 * total)))
         return {"chunks": chunks, "samples": samples}, {}
 
     def _sizes(self, sample: Arrays) -> dict[str, int | None]:
@@ -121,14 +126,25 @@ class ObserverService:
                 where=f"calibration, the batch that starts at sample {first}",
                 fix="look at that sample: ids out of range, or a shape the model does not take",
             ) from error
-        for name, output in zip(self._outputs, outputs, strict=True):
-            self._observers[name].update(output)
-        for name in self._observers.keys() & arrays.keys():
-            self._observers[name].update(arrays[name])  # type: ignore[arg-type]
+        self._wait()
+        seen = dict(zip(self._outputs, outputs, strict=True))
+        seen |= {name: arrays[name] for name in self._observers.keys() & arrays.keys()}
+        self._counting = self._counter.submit(self._count, seen)
         return None, {}
+
+    def _count(self, seen: Mapping[str, Any]) -> None:
+        for name, array in seen.items():
+            self._observers[name].update(array)
+
+    def _wait(self) -> None:
+        """Until the batch before is counted; raises what went wrong there."""
+        if self._counting is not None:
+            self._counting.result()
+            self._counting = None
 
     def statistics(self, arrays: Arrays) -> tuple[Any, Any]:
         """The table of the open chunk, and the histograms by value name."""
+        self._wait()
         table, histograms = {}, {}
         for name, observer in self._observers.items():
             seen = observer.statistics()
