@@ -17,30 +17,35 @@ _SMALL_BYTES = 1024
 """Initializers up to this size stay constants for inference; bigger ones become mere inputs."""
 
 
-def infer_shapes(model: ir.Model) -> None:
+def infer_shapes(model: ir.Model) -> bool:
     """Fills in types and dims of inner values, subgraphs included; outputs keep what they declare.
 
     Value names have to be unique over the whole model. Where inference fails, nothing changes.
+    Returns whether anything was filled in.
     """
     try:
         # Not with data_prop: it gives a shape tensor as many dims as it has elements, and a small
         # file can declare billions. The folder follows shape values within bounds.
         inferred = onnx.shape_inference.infer_shapes(_light_proto(model))
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
-        return
+        return False
     found = {info.name: info.type for graph in _protos(inferred.graph) for info in _infos(graph)}
     names = {name for value in model.graph.inputs for name in _symbols(value)}
     names |= {n for v in all_values(model) for n in _symbols(v) if not n.startswith(_GENERATED)}
     fixed = {*model.graph.inputs, *model.graph.outputs}
+    changed = False
     for graph in all_graphs(model):
         values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
         for value in values:
             if value in fixed:
                 continue
+            before = (value.type, value.shape)
             if value.shape is not None:
                 value.shape = _without_generated(value.shape, names)
             if value.name in found:
                 _merge(value, found[value.name], names)
+            changed |= before != (value.type, value.shape)
+    return changed
 
 
 def _light_proto(model: ir.Model) -> onnx.ModelProto:

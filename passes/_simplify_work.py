@@ -21,6 +21,7 @@ from optimc.core.model import SOURCE_KEY, OnnxModel
 from optimc.core.onnx_names import NameTable
 from optimc.core.onnx_signature import all_graphs
 from optimc.core.passes import PassContext, RewriteLog
+from optimc.passes._simplify_shapes import filled
 
 ANCHOR_DOMAIN = "optimc.anchor"
 
@@ -63,6 +64,7 @@ class Work:
                     continue
                 if is_identity(producer):
                     producer.domain = ANCHOR_DOMAIN
+                    _tell_source(producer)
                 else:
                     graph.outputs[index] = self._anchored(graph, value)
 
@@ -88,6 +90,13 @@ class Work:
 
     def _may_dissolve(self, node: ir.Node) -> bool:
         return node in self._ours or self.allow("remove_identity", where(node))
+
+
+def _tell_source(node: ir.Node) -> None:
+    """What is declared of an Identity's output holds for its input, as it will when it is gone."""
+    source, output = node.inputs[0], node.outputs[0]
+    if source is not None and source.producer() is not None and output.shape is not None:
+        source.shape = filled(source.shape, output.shape)
 
 
 def is_identity(node: ir.Node) -> bool:

@@ -87,7 +87,6 @@ class Simplify(Pass):
 
         work = Work.of(model, context, self.fold_limit)
         infer_shapes(model.ir)
-        work.anchor()
         steps = (
             lift_constants,
             fold_constants,
@@ -99,9 +98,15 @@ class Simplify(Pass):
         )
         # Merging constants comes after the fixpoint of the others, because a weight with two
         # readers keeps BatchNormalization from folding into it.
-        _until_nothing_changes(work, steps)
-        _until_nothing_changes(work, (merge_initializers, *steps))
-        work.release()
+        while True:
+            before = work.count
+            work.anchor()
+            _until_nothing_changes(work, steps)
+            _until_nothing_changes(work, (merge_initializers, *steps))
+            work.release()
+            # Inference over the simpler graph may know more than the folder found on its way.
+            if work.stopped or work.count == before or not infer_shapes(model.ir):
+                return
 
 
 def _until_nothing_changes(work: Work, steps: Sequence[Callable[[Work], None]]) -> None:

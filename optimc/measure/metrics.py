@@ -62,19 +62,6 @@ def _validated(kind: type[Options], name: str, given: Mapping[str, Any]) -> Opti
         ) from error
 
 
-def metrics_schema() -> dict[str, Any]:
-    """The JSON Schema of a recipe's ``metrics``."""
-    return {
-        "type": "object",
-        "minProperties": 1,
-        "properties": {
-            name: {"anyOf": [kind.model_json_schema(), UserMetricOptions.model_json_schema()]}
-            for name, kind in METRICS.items()
-        },
-        "additionalProperties": UserMetricOptions.model_json_schema(),
-    }
-
-
 def compare(metric: Metric, source: Records, candidate: Records, *, seed: int = 0) -> Interval:
     """The drop from `source` to `candidate` in the metric's own unit, with its intervals.
 

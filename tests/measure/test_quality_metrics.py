@@ -12,7 +12,7 @@ from sklearn.metrics import f1_score, top_k_accuracy_score
 
 from optimc.core.errors import InputError
 from optimc.measure.metric import Metric
-from optimc.measure.metrics import METRICS, compare, metric_for, metrics_schema
+from optimc.measure.metrics import METRICS, compare, metric_for
 
 RANDOM = np.random.default_rng(0)
 LABELS = RANDOM.integers(0, 10, 400)
@@ -227,19 +227,6 @@ def test_unknown_names_and_options_get_a_hint():
     with pytest.raises(InputError, match="'macro' or 'micro', not 'weighted'") as error:
         metric_for("f1", {"average": "weighted"})
     assert error.value.where == "metrics.f1.average"
-
-
-def test_the_schema_holds_every_metric_and_refuses_others():
-    import jsonschema
-
-    schema = metrics_schema()
-    jsonschema.Draft202012Validator.check_schema(schema)
-    validator = jsonschema.Draft202012Validator(schema)
-    assert validator.is_valid({"top1": {}, "f1": {"average": "micro", "output": "logits"}})
-    assert validator.is_valid({"map": {"call": "my.module:CocoMap", "better": "higher"}})
-    assert not validator.is_valid({"f1": {"avrage": "micro"}})
-    assert not validator.is_valid({"map": {}})
-    assert not validator.is_valid({})
 
 
 @pytest.mark.parametrize("name", sorted(METRICS))
