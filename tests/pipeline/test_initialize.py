@@ -74,7 +74,7 @@ def test_a_network_on_images(tmp_path: Path) -> None:
     assert recipe.data is None
     assert recipe.gate is None
     names = {name: [p.name for p in v.passes] for name, v in recipe.variants.items()}
-    assert names == {"fp32": ["simplify"], "int8": ["simplify", "quantize_int8"]}
+    assert names == {"fp32": ["simplify"], "int8": ["simplify", "fuse", "quantize_int8"]}
     assert recipe.targets["ort"].runtime == "onnxruntime"
     assert recipe.benchmark.cases == ({"batch": 1},)
 
