@@ -14,6 +14,7 @@ from optimc.core.passes import RewriteLog
 from optimc.passes._quantize_units import Refuse, Unit, node_label
 
 _SILENT = frozenset({"Constant", "Identity"})  # nothing is computed
+_HINTS = {"BatchNormalization": "; the pass `fuse` puts it into the convolution before it"}
 
 
 class Refusals:
@@ -34,7 +35,8 @@ class Refusals:
         for node in graph:
             floats = [v for v in node.outputs if v.dtype in (None, ir.DataType.FLOAT) and v.uses()]
             if node not in known and floats and node.op_type not in _SILENT:
-                self(node, f"the target has no INT8 rule for {node.op_type}")
+                hint = _HINTS.get(node.op_type, "")
+                self(node, f"the target has no INT8 rule for {node.op_type}{hint}")
 
 
 def select(units: Iterable[Unit], refuse: Refuse) -> list[Unit]:

@@ -77,25 +77,30 @@ def node_label(node: ir.Node) -> str:
 def find_units(graph: ir.Graph, spec: QuantizationSpec, refuse: Refuse) -> list[Unit]:
     """The nodes of the main graph that have a rule and fit it, in the graph's order."""
     units: list[Unit] = []
-    taken: set[ir.Node] = set()
     for node in graph:
         rule = _rule(node, spec)
-        if rule is None:
+        if rule is None or not _works_on_floats(node):
             continue
         found = _unit(node, rule, spec)
         if isinstance(found, str):
             refuse(node, found)
         else:
             units.append(found)
-            taken.update(found.absorbed)
     return units
+
+
+def _works_on_floats(node: ir.Node) -> bool:
+    """Whether the result is, or may be, floating-point: arithmetic on shapes is none of ours."""
+    dtype = node.outputs[0].dtype
+    return dtype is None or dtype.is_floating_point()
 
 
 def _rule(node: ir.Node, spec: QuantizationSpec) -> OperatorRule | None:
     if node.domain not in ("", "ai.onnx"):
         return None
     if spec.global_average_pool and is_global_average(node):
-        return spec.rules["GlobalAveragePool"].model_copy(update={"inputs": "first"})
+        rule = spec.rules.get("GlobalAveragePool")
+        return None if rule is None else rule.model_copy(update={"inputs": "first"})
     return spec.rules.get(node.op_type)
 
 
@@ -161,8 +166,8 @@ def _take_weight(unit: Unit, spec: QuantizationSpec) -> str | None:
         return f"its weight is {array.dtype}, not float32"
     if not np.isfinite(array).all():
         return "its weight holds infinities or NaNs"
-    if array.ndim >= 2 and unit.node.op_type in ("Gemm", "MatMul"):
-        least = min(array.shape[-2:])
+    if unit.node.op_type in ("Gemm", "MatMul"):
+        least = min(array.shape[-2:]) if array.ndim >= 2 else 1
         if least < rule.least_size:
             return f"its weight has a side of {least}; under {rule.least_size} INT8 does not pay"
     unit.weight = rule.weight
@@ -202,6 +207,8 @@ def _take_activations(unit: Unit) -> str | None:
             return "one of its constants holds infinities or NaNs"
     if rule.inputs == "skip":
         activations = _without_last_branch(unit.node, activations)
+        if not activations:
+            return "the kernel before it takes it in as it is"
     unit.activations, unit.constants = tuple(activations), tuple(constants)
     return None
 
@@ -231,8 +238,9 @@ def _special(unit: Unit) -> str | None:
     node = unit.node
     if node.op_type == "Pad":
         return _pad_reason(node)
-    if node.op_type == "Concat" and any(value is None for value in node.inputs):
-        return "an input is missing"
+    mode = node.attributes.get("mode")
+    if node.op_type == "Resize" and mode is not None and mode.as_string() != "nearest":
+        return f"{mode.as_string()} interpolation mixes values: that has no INT8 kernel"
     return None
 
 

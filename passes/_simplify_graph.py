@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from optimc.core.onnx_digest import tensor_digest
 from optimc.core.onnx_signature import all_graphs
+from optimc.passes._simplify_shapes import filled
 from optimc.passes._simplify_work import (
     ANCHOR_DOMAIN,
     BREAKS_RANGE,
@@ -117,8 +118,8 @@ def _is_read_anchor(node: ir.Node) -> bool:
 def _merge_type(value: ir.Value, other: ir.Value) -> None:
     if value.type is None:
         value.type = other.type
-    if value.shape is None:
-        value.shape = other.shape
+    if other.shape is not None:
+        value.shape = filled(value.shape, other.shape)
 
 
 def merge_common_subexpressions(work: Work) -> None:

@@ -50,7 +50,7 @@ class QuantizeInt8(Pass):
     ranges: Literal["minmax", "percentile", "mse"] = "mse"
     """How an activation's range is chosen: `minmax` clips nothing, `percentile` cuts the tails,
     `mse` minimises the squared error of clipping and rounding together."""
-    percentile: Annotated[float, Field(gt=50.0, le=100.0)] = 99.99
+    percentile: Annotated[float, Field(gt=50.0, le=100.0)] = 99.999
     """With `ranges: percentile`: how many per cent of the elements lie within either end."""
     keep_float: list[str] = Field(default=[])
     """Operators that stay in float: patterns (`*`, `?`, `[...]`) of node names, of source names of

@@ -17,6 +17,7 @@ _MOVES = (
     "Gather",
     "MaxPool",
     "Reshape",
+    "Resize",
     "Slice",
     "Squeeze",
     "Tile",

@@ -92,7 +92,10 @@ def branches_and_pools() -> OnnxModel:
     pads = [1, 1, 1, 1]
     left = b.node("AveragePool", stem, kernel_shape=[3, 3], pads=pads, count_include_pad=1)
     right = b.node("LeakyRelu", conv(b, stem, 8, 8, pads=pads), alpha=0.1)
-    h = b.node("Concat", left, right, stem, axis=1)
+    half = b.node("MaxPool", stem, kernel_shape=[2, 2], strides=[2, 2])
+    sizes = b.constant([1.0, 1.0, 2.0, 2.0])
+    again = b.node("Resize", half, "", sizes, mode="nearest")
+    h = b.node("Concat", left, right, again, axis=1)
     h = b.node("Relu", conv(b, h, 24, 16, kernel_shape=[1, 1]))
     h = b.node("Reshape", h, b.constant([0, 16, 64]))
     h = b.node("Transpose", h, perm=[0, 2, 1])
