@@ -15,6 +15,8 @@ from optimc.core.errors import ExitCode, OptimcError
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _TIDYING_S = 5.0
+_AGAIN_S = 0.02
+_IMPORT_SYSTEM = "<frozen importlib._bootstrap>"
 _TRACE_VARIABLE = "OPTIMC_TRACEBACK"
 
 
@@ -27,7 +29,10 @@ def run(arguments: list[str]) -> int:
         _say(f"error: {error}")
         return int(error.exit_code)
     except KeyboardInterrupt:
-        for number in _SIGNALS:  # nor may more of them kill the interpreter while it ends
+        for number in (
+            *_SIGNALS,
+            signal.SIGALRM,
+        ):  # nor may more of them kill the interpreter while it ends
             signal.signal(number, signal.SIG_IGN)
         _say("interrupted: nothing half-written stays; the same command goes on from what is done")
         return int(ExitCode.INTERRUPTED)
@@ -83,15 +88,29 @@ class _Interrupter:
         self._first = -_TIDYING_S
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
+        if _importing(frame):
+            # An exception in the middle of a native module's import can crash the interpreter.
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+            return
         now = time.monotonic()
         if now - self._first >= _TIDYING_S:
             self._first = now
             raise KeyboardInterrupt
 
 
+def _importing(frame: FrameType | None) -> bool:
+    """Whether the main thread is importing a module."""
+    while frame is not None:
+        if frame.f_code.co_filename == _IMPORT_SYSTEM:
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _listen() -> None:
     """SIGTERM and the end of the terminal end a build as Ctrl-C does."""
     interrupter = _Interrupter()
+    signal.signal(signal.SIGALRM, interrupter)  # a signal that came during an import, again
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` and `&` set it
             signal.signal(number, interrupter)
