@@ -161,7 +161,7 @@ def _slice(m: Making, x: Value) -> Value | None:
 
 
 def _pad(m: Making, x: Value) -> Value | None:
-    if len(x.dims) != 4 or any(isinstance(dim, int) and dim > 12 for dim in x.dims[2:]):
+    if len(x.dims) != 4 or any(isinstance(dim, str) or dim > 12 for dim in x.dims[2:]):
         return None
     pads = [0, 0, *m.draw(st.tuples(st.integers(0, 1), st.integers(0, 1)))]
     widths = [*pads, *pads]
