@@ -146,6 +146,7 @@ def measure(
     *,
     decided: Callable[[Timings], bool] | None = None,
     progress: Callable[[int, float], None] | None = None,
+    before_round: Callable[[np.random.Generator], None] | None = None,
     seed: int = 0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Timings:
@@ -153,10 +154,12 @@ def measure(
 
     `decided` is asked at the looks of `plan`; without it, sampling goes on until the time is up,
     and the intervals need not pay for looks. `progress` gets the rounds done and the seconds
-    spent. `seed` draws the orders; `clock` gives seconds. The noise floor is a second worker of
-    the source's engine among the subjects. Raises `SubjectFailed` where a worker fails.
+    spent. `before_round` is where the subjects may exchange their processes, whose luck would else
+    stick to them through all rounds. `seed` draws the orders; `clock` gives seconds. The noise
+    floor is a second worker of the source's engine among the subjects. Raises `SubjectFailed`
+    where a worker fails.
     """
-    sampler = _Sampler(subjects, plan, seed, clock)
+    sampler = _Sampler(subjects, plan, before_round, seed, clock)
     due = list(plan.looks) if decided else []
     looks: list[Look] = []
     start = clock()
@@ -187,6 +190,7 @@ class _Sampler:
         self,
         subjects: Mapping[str, Timed],
         plan: SamplingPlan,
+        before_round: Callable[[np.random.Generator], None] | None,
         seed: int,
         clock: Callable[[], float],
     ) -> None:
@@ -195,8 +199,9 @@ class _Sampler:
         self.rounds = 0
         self._subjects = subjects
         self._plan = plan
+        self._before_round = before_round
         self._clock = clock
-        self._order = np.random.default_rng(seed)
+        self._random = np.random.default_rng(seed)
         self._blocks: dict[str, tuple[int, int]] = {}
         self._samples: dict[str, list[NDArray[np.int64]]] = {name: [] for name in subjects}
         self._loads: dict[str, list[float]] = {name: [] for name in subjects}
@@ -215,6 +220,8 @@ class _Sampler:
         import numpy as np
 
         began = self._clock()
+        if self._before_round:
+            self._before_round(self._random)
         typical = {name: self._open(name) for name in self._shuffled()}
         if not self._blocks:
             self._blocks = {name: self._block(ns) for name, ns in typical.items()}
@@ -231,7 +238,7 @@ class _Sampler:
 
     def _shuffled(self) -> list[str]:
         names = list(self._subjects)
-        return [names[index] for index in self._order.permutation(len(names))]
+        return [names[index] for index in self._random.permutation(len(names))]
 
     def _open(self, name: str) -> float:
         """A fresh session, warmed up; the typical time of a run in ns."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from optimc.core.worker import Limits
 from optimc.measure.latency import Latency, SamplingPlan, SubjectFailed, Timings, measure
 from optimc.measure.statistics import Interval
 from optimc.pipeline.parallel import run_side_by_side
-from optimc.targets.client import EngineWorker
+from optimc.targets.client import EngineWorker, exchange_processes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -135,6 +136,8 @@ class Timer:
             def question(timings: Timings, judged: Mapping[str, Subject] = judged) -> bool:
                 return decided is not None and decided(_cells(timings, judged))
 
+            exchange = partial(exchange_processes, tuple(alive.values()))
+
             try:
                 timings = measure(
                     alive,
@@ -143,6 +146,7 @@ class Timer:
                     progress=lambda rounds, s: self.progress(
                         min(s / self.seconds, 1.0), f"{case or 'latency'}, {rounds} rounds"
                     ),
+                    before_round=exchange,
                     seed=self.seed,
                 )
                 break

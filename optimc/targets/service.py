@@ -84,12 +84,16 @@ class EngineService:
         self._feeds: Arrays | None = None
         self._bound: Bound | None = None
 
-    def open(self, arrays: Arrays) -> Answer:
+    def open(self, arrays: Arrays, folder: str, overrides: dict[str, Any]) -> Answer:
         """Opens a fresh session in place of the last one, and binds again what was bound.
 
-        Returns `load_ms`: reading the files and whatever the runtime compiles, imports not
-        counted, as these were done before.
+        `folder` may be that of another engine of the same runtime. Returns `load_ms`: reading the
+        files and whatever the runtime compiles, imports not counted, as these were done before.
         """
+        self._engine, self._overrides = Engine.read(Path(folder)), overrides
+        return {"load_ms": self._open()}, {}
+
+    def _open(self) -> float:
         self._bound = None
         if self._session is not None:
             self._session.close()
@@ -103,7 +107,7 @@ class EngineService:
         load_ms = (time.perf_counter_ns() - start) / 1e6
         if self._feeds is not None:
             self._bound = self._session.bind(self._feeds)
-        return {"load_ms": load_ms}, {}
+        return load_ms
 
     def run(self, arrays: Arrays) -> Answer:
         """The outputs for the feeds `arrays`. What is bound stays bound."""
@@ -120,7 +124,7 @@ class EngineService:
     def first_result(self, arrays: Arrays) -> Answer:
         """`first_result_ms`: from opening a fresh session to the first outputs for `arrays`."""
         self._feeds = None
-        load_ms = self.open({})[0]["load_ms"]
+        load_ms = self._open()
         start = time.perf_counter_ns()
         bound = self._opened().bind(arrays)
         bound.run()
@@ -161,6 +165,6 @@ class EngineService:
 
     def _opened(self) -> Session:
         if self._session is None:
-            self.open({})
+            self._open()
         assert self._session is not None
         return self._session

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 
 from optimc.measure.latency import SamplingPlan, Timings, measure
 from optimc.measure.statistics import Interval, Percentile
-from optimc.targets.client import EngineWorker
+from optimc.targets.client import EngineWorker, exchange_processes
 from optimc.testing.timed import timed_chain
 
 LAYERS = 20
@@ -41,6 +42,7 @@ def equal_runs(engines: dict[str, EngineWorker], runs: int, seconds: float) -> l
                 subjects,
                 SamplingPlan(at_most_s=seconds),
                 decided=lambda timings: ratio(timings, "again").lower > 0.9,
+                before_round=partial(exchange_processes, tuple(subjects.values())),
                 seed=seed,
             ),
             "again",
@@ -53,8 +55,11 @@ def covering(intervals: list[Interval]) -> int:
     return sum(interval.ci95[0] <= 1 <= interval.ci95[1] for interval in intervals)
 
 
-def test_an_engine_against_itself_covers_one(engines):
-    assert covering(equal_runs(engines, 3, 1.5)) >= 2
+def test_an_engine_against_itself_is_within_a_tenth(engines):
+    """Coverage needs many runs: see the slow test, and the simulations of the rounds."""
+    for interval in equal_runs(engines, 2, 4):
+        assert interval.ci95[0] < 1.1
+        assert interval.ci95[1] > 0.9
 
 
 def test_an_inserted_slowdown_moves_the_interval(engines):

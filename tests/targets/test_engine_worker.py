@@ -10,11 +10,11 @@ import numpy as np
 import psutil
 import pytest
 
-from optimc.core.errors import CellError, InputError
+from optimc.core.errors import CellError, InputError, WorkerError
 from optimc.core.registry import target_class
 from optimc.core.targets import BuildContext, Engine
 from optimc.measure.latency import SamplingPlan, measure
-from optimc.targets.client import EngineWorker, build_engine
+from optimc.targets.client import EngineWorker, build_engine, exchange_processes
 from optimc.targets.onnxruntime import OnnxRuntime
 from optimc.testing.graphs import GraphBuilder, nothing_to_do
 
@@ -133,3 +133,33 @@ def test_workers_are_what_latency_is_measured_on(tmp_path: Path) -> None:
         timings = measure({"one": one, "two": two}, plan)
     assert timings.latency("one").runs > 0
     assert min(timings.latency("two").load_ms) > 0
+
+
+def scaled(factor: float, folder: Path) -> Engine:
+    b = GraphBuilder()
+    b.node("Mul", b.input("x", ["batch"]), b.constant(np.float32(factor)), to="y")
+    b.output("y", ["batch"])
+    place = folder / f"times {factor:g}"
+    place.mkdir()
+    return OnnxRuntime().build(b.model(), place, BuildContext(workspace=folder))
+
+
+def test_engines_keep_their_outputs_and_names_when_processes_are_exchanged(tmp_path: Path) -> None:
+    feeds = {"x": np.array([1, 2], np.float32)}
+    two, three = (scaled(factor, tmp_path) for factor in (2.0, 3.0))
+    rng = np.random.default_rng(0)
+    with EngineWorker(two, name="two") as a, EngineWorker(three, name="three") as b:
+        for worker in (a, b):
+            worker.bind(feeds)
+        before = (a.pid, b.pid)
+        while (a.pid, b.pid) == before:
+            exchange_processes((a, b), rng)
+        assert {a.pid, b.pid} == set(before)
+        for worker, factor in ((a, 2), (b, 3)):
+            worker.reopen()
+            assert len(worker.time_block(3)) == 3
+            np.testing.assert_array_equal(worker.run(feeds)["y"], factor * feeds["x"])
+        psutil.Process(b.pid).kill()
+        with pytest.raises(WorkerError, match="three died"):
+            b.run(feeds)
+        np.testing.assert_array_equal(a.run(feeds)["y"], 2 * feeds["x"])
