@@ -239,6 +239,40 @@ def doctor() -> int:
     return run_doctor()
 
 
+@app.command()
+def bundle(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="What `optimc build` left: optimc-build/<recipe>.")
+    ],
+    form: Annotated[
+        str, typer.Option("--format", metavar="F", help="plain, triton, kserve or ovms.")
+    ] = "plain",
+    cell: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="VARIANT/TARGET", help="Which cell [default: the one that ships]."),
+    ] = None,
+    name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="What the server calls the model [default: the recipe's name]."),
+    ] = None,
+    version: Annotated[int, typer.Option(min=1, help="The model's version in the server.")] = 1,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("-o", "--out", metavar="DIR", help="Where to: optimc-bundle/<name>-<format>."),
+    ] = None,
+) -> int:
+    """Hand a built engine to serving: a folder or model repository, with golden data beside it.
+
+    Every format holds golden inputs and outputs, and check.py, which compares with them where the
+    model will run and needs nothing of optimc.
+
+    Example: optimc bundle optimc-build/quickstart --format triton
+    """
+    from optimc.cli.bundle import run_bundle
+
+    return run_bundle(folder, form=form, cell=cell, name=name, version=version, out=out)
+
+
 cache_app = typer.Typer(
     help="Look after the cache: where it is, how big, verify, prune, clear.", no_args_is_help=True
 )

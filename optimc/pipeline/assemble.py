@@ -20,7 +20,9 @@ from optimc.report import schema
 from optimc.report.values import Skipped, Status
 
 if TYPE_CHECKING:
+    from optimc.core.model import Signature
     from optimc.pipeline.evaluation import MetricResult
+    from optimc.pipeline.recipe.schema import DimRange, InputSpec
 
 
 @dataclass
@@ -270,3 +272,20 @@ def environment(tools: Mapping[str, str]) -> dict[str, Any]:
     import platform
 
     return {"python": platform.python_version(), **tools}
+
+
+def inputs_report(
+    signature: Signature, declared: Mapping[str, InputSpec]
+) -> dict[str, schema.InputReport]:
+    """The source's inputs, with the values that the recipe declares."""
+    found = {}
+    for spec in signature.inputs:
+        said = declared.get(spec.name)
+        values = (said.range or said.values) if said else None
+        found[spec.name] = schema.InputReport(dtype=spec.dtype, shape=spec.shape, values=values)
+    return found
+
+
+def dims_report(dims: Mapping[str, DimRange]) -> dict[str, schema.DimReport]:
+    """The sizes of the dynamic dims."""
+    return {name: schema.DimReport(**dim.model_dump()) for name, dim in dims.items()}

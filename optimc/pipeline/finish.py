@@ -337,6 +337,8 @@ def _report(
             sha256=source.sha256,
             bytes=source.bytes,
             parameters=source.model.stats.parameters,
+            inputs=assemble.inputs_report(source.model.signature, build.recipe.inputs),
+            dims=assemble.dims_report(build.data.dims),
             metrics=dict(source_metrics),
             latency=latency,
         ),

@@ -67,6 +67,29 @@ class Latency(Node):
     threads: Annotated[int, Field(ge=1)]
 
 
+class InputReport(Node):
+    """One input of the source, with the values that the recipe declares for it."""
+
+    dtype: Text
+    shape: Annotated[
+        tuple[int | Text, ...] | None,
+        Field(description="A size or the name of a dynamic dim, an axis; null: rank not known."),
+    ]
+    values: Annotated[
+        tuple[Finite, Finite] | None,
+        Field(description="The least and the greatest value, where the recipe declares them."),
+    ] = None
+
+
+class DimReport(Node):
+    """The sizes of a dynamic dim that the engines were proved on."""
+
+    min: Annotated[int, Field(ge=1)]
+    typical: Annotated[int, Field(ge=1)]
+    max: Annotated[int, Field(ge=1)]
+    multiple_of: Annotated[int, Field(ge=1)] = 1
+
+
 class Source(Node):
     """The model that came in, measured as every engine is."""
 
@@ -74,6 +97,8 @@ class Source(Node):
     sha256: Sha256
     bytes: Count
     parameters: Count
+    inputs: dict[Text, InputReport] = Field(default_factory=dict)
+    dims: dict[Text, DimReport] = Field(default_factory=dict)
     metrics: dict[Text, Measured]
     latency: tuple[Latency, ...] | Skipped
 
