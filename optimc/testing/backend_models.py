@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
+IR_VERSION = 4
+"""The first in which initializers need not be inputs, too."""
+
 SMALL_GROUPS = ("simple", "pytorch-converted", "pytorch-operator")
 
 
@@ -100,6 +103,7 @@ def with_seeded_weights(proto: onnx.ModelProto, seed: int = 0) -> onnx.ModelProt
         proto.graph.initializer.append(numpy_helper.from_array(values, node.output[0]))
     result = onnx.ModelProto()
     result.CopyFrom(proto)
+    result.ir_version = max(result.ir_version, IR_VERSION)
     del result.graph.node[:]
     result.graph.node.extend(kept)
     _expose_logits(result)
