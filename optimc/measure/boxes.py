@@ -134,9 +134,11 @@ def _original(options: BoxOptions, boxes: Array, image: tuple[float, float]) -> 
     (height, width), (down, across) = image, options.size
     if options.letterbox is None:
         scale = np.array([width / across, height / down])
-        return boxes * np.tile(scale, 2)
+        stretched: Array = boxes * np.tile(scale, 2)
+        return stretched
     factor = min(down / height, across / width)
     shift = np.array([across - width * factor, down - height * factor]) / 2
     if options.letterbox == "corner":
         shift = np.zeros(2)
-    return (boxes - np.tile(shift, 2)) / factor
+    unshifted: Array = (boxes - np.tile(shift, 2)) / factor
+    return unshifted

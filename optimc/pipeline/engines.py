@@ -172,6 +172,11 @@ class EngineBuilder:
             for of, runs in ((source[0], origin), (model[0], graph))
         ]
         judged = in_both(*(side.judged() for side in sides))
+        if carried:
+            judged = judged.noting(
+                f"{', '.join(f'`{name}`' for name in sorted(carried))} compared on a variant of "
+                "the engine that has them as outputs"
+            )
         if not judged.names:
             finding = judged.concluded(Finding(Verdict.UNVERIFIED))
             return _proof(finding, None, None, taken, lossy)
@@ -184,12 +189,13 @@ class EngineBuilder:
             engine=sides[0].candidate,
             names=judged.names,
         )
-        against = []
-        for side in (sides[1], sides[0]):
+        agreements = []
+        for side in sides:
             pair = (side.reference, side.candidate, judged.names)
             found = compare_on_data(oracle.probes, *pair) if lossy else compare_outputs(*pair)
-            against.append(_agreement(found, len(answers)))
-        return _proof(judged.concluded(finding), *against, taken, lossy)
+            agreements.append(_agreement(found, len(answers)))
+        against_source, against_graph = agreements
+        return _proof(judged.concluded(finding), against_graph, against_source, taken, lossy)
 
     def _variant(
         self, name: str, target: Target, view: View, oracle: Oracle

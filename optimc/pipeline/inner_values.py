@@ -108,5 +108,5 @@ def _standing_for(model: ir.Model, sources: Sequence[str]) -> dict[str, ir.Value
         for value in node.outputs:
             source = value.meta.get(SOURCE_KEY)
             if source in sources and value.name:
-                found.setdefault(source, value)
+                found.setdefault(str(source), value)
     return {source: found[source] for source in sources if source in found}

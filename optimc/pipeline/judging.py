@@ -36,6 +36,10 @@ class Judged:
     broken: str | None = None
     """What no choice excuses."""
 
+    def noting(self, text: str) -> Judged:
+        """The same with one more thing said."""
+        return replace(self, notes=(*self.notes, text))
+
     def concluded(self, finding: Finding) -> Finding:
         """The finding on `names`, with what is said of the other outputs."""
         from optimc.pipeline.verification import Finding, Verdict

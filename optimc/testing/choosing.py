@@ -60,7 +60,7 @@ def detector(seed: int = 0) -> onnx.ModelProto:
         ("Concat", ["class_index", "box_index"], "score_index", {"axis": 1}),
         ("GatherND", ["all_scores", "score_index"], "scores", {}),
     ]
-    outputs = [
+    outputs: list[tuple[str, str, list[Any]]] = [
         ("boxes", "FLOAT", ["n", 4]),
         ("scores", "FLOAT", ["n"]),
         ("classes", "INT64", ["n"]),
@@ -91,7 +91,10 @@ def classifier(seed: int = 0, scores: bool = False) -> onnx.ModelProto:
         ("ArgMax", ["logits"], "label", {"axis": 1, "keepdims": 0}),
         ("TopK", ["logits", "k"], "top_values top", {}),
     ]
-    outputs = [("label", "INT64", ["n"]), ("top", "INT64", ["n", 3])]
+    outputs: list[tuple[str, str, list[Any]]] = [
+        ("label", "INT64", ["n"]),
+        ("top", "INT64", ["n", 3]),
+    ]
     if scores:
         outputs.append(("logits", "FLOAT", ["n", CLASSES]))
     return _model(weights, {"k": [3]}, nodes, ["n", 3, 8, 8], outputs)

@@ -64,6 +64,8 @@ def test_a_detector_is_judged_by_what_its_boxes_are_chosen_by(tmp_path):
     assert cell["engine"]["verification"]["against_source"]["sqnr_db"] > 20
     assert "was compared in its place" in cell["passes"][-1]["reason"]
     assert names_of(tmp_path) == ["boxes", "confidence", "classes"]
+    notes = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))["notes"]
+    assert any("`raw_scores` compared on a variant of the engine" in note for note in notes)
 
 
 @pytest.mark.slow
