@@ -137,7 +137,7 @@ def test_a_detector_behind_nms_is_judged_image_by_image(tmp_path):
         bound = session.bind({"image": image[None]})
         bound.run()
         found = {name: np.array(array) for name, array in bound.outputs().items()}
-        # Only boxes with their corners in order are found again: NMS takes any that face each other.
+        # Only boxes whose corners are in order are found again; NMS takes the others too.
         boxes = found["boxes"]
         boxes = np.concatenate(
             [np.minimum(boxes[:, :2], boxes[:, 2:]), np.maximum(boxes[:, :2], boxes[:, 2:])], 1
