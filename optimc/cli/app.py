@@ -209,6 +209,22 @@ def passes(
 
 
 @app.command()
+def metrics(
+    name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(metavar="NAME", help="A metric, for its manual page; `call`: your own."),
+    ] = None,
+) -> int:
+    """List all metrics, or print the manual page of one.
+
+    Example: optimc metrics map
+    """
+    from optimc.cli.manual import run_metrics
+
+    return run_metrics(name)
+
+
+@app.command()
 def targets() -> int:
     """List the targets: what builds here, and what would make the others build."""
     from optimc.cli.manual import run_targets

@@ -21,6 +21,7 @@ _TOOLS = (
     ("onnxsim", "onnxsim"),
     ("openvino", "openvino"),
     ("nncf", "openvino"),
+    ("pycocotools", "detection"),
     ("torch", "torch"),
     ("tensorrt", "tensorrt"),
 )

@@ -1,10 +1,12 @@
-"""`optimc passes`, `optimc targets` and `optimc schema`."""
+"""`optimc passes`, `optimc metrics`, `optimc targets` and `optimc schema`."""
 
 from __future__ import annotations
 
 import inspect
 import json
 from typing import Any
+
+from pydantic import BaseModel
 
 from optimc.core.passes import Pass
 from optimc.core.registry import pass_class, pass_names, target_class, target_names
@@ -29,21 +31,51 @@ def summary(pass_: type[Pass]) -> str:
 def manual_page(pass_: type[Pass]) -> str:
     """The docstring, with the options' types, defaults and meanings from the fields themselves."""
     lines = [pass_.pass_name(), "", inspect.getdoc(pass_) or "", "", "In a recipe:"]
-    fields = pass_.model_fields
-    for name, field in fields.items():
-        default = _text(field.get_default(call_default_factory=True))
-        lines.append(f"  {name}: {default}")
-        lines += [f"      {line}" for line in (field.description or "").splitlines()]
-    if not fields:
-        lines.append("  no options")
+    lines += _options(pass_)
     reads = ", ".join(sorted(pass_.reads)) or "nothing but the model"
     required = "yes" if pass_.required_by_default else "no"
     lines += ["", f"Reads: {reads}. Required by default: {required}."]
     return "\n".join(lines)
 
 
+def _options(kind: type[BaseModel]) -> list[str]:
+    """The options with their defaults and meanings, from the fields themselves."""
+    lines = []
+    for name, field in kind.model_fields.items():
+        default = _text(field.get_default(call_default_factory=True))
+        lines.append(f"  {name}: {'needed' if field.is_required() else default}")
+        lines += [f"      {line}" for line in (field.description or "").splitlines()]
+    return lines or ["  no options"]
+
+
 def _text(value: Any) -> str:
     return json.dumps(value, default=lambda x: sorted(x) if isinstance(x, frozenset) else str(x))
+
+
+def run_metrics(name: str | None) -> int:
+    """Prints all metrics with their first line, or one manual page; `call` is the user's own."""
+    from optimc.core.errors import unknown_name
+    from optimc.measure import user_metric
+    from optimc.measure.metrics import METRICS
+
+    own = inspect.cleandoc(user_metric.__doc__ or "")
+    if name is None:
+        pages = {known: inspect.getdoc(kind) or "" for known, kind in METRICS.items()}
+        for known, page in {**pages, "call": own}.items():
+            print(f"{known:<12} {page.partition(chr(10))[0]}")
+        print("\n`optimc metrics NAME` prints the manual page.")
+        return 0
+    if name == "call":
+        lines = [name, "", own, "", "In a recipe:", *_options(user_metric.UserMetricOptions)]
+    elif name in METRICS:
+        kind = METRICS[name]
+        unit = f" Unit: {kind.unit}." if kind.unit else ""
+        lines = [name, "", inspect.getdoc(kind) or "", "", "In a recipe:", *_options(kind)]
+        lines += ["", f"Better: {kind.better}.{unit}"]
+    else:
+        raise unknown_name("metric", name, [*METRICS, "call"])
+    print("\n".join(lines))
+    return 0
 
 
 def run_targets() -> int:

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from optimc.measure.metric import Direction, SampleMetric
+from optimc.measure.metric import Direction, RegularMetric
 from optimc.measure.paired import proportion_drop, statistic_drop
 from optimc.measure.statistics import Interval
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from optimc.measure.metric import Array, Indices, Records
 
 
-class _Classifier(SampleMetric):
+class _Classifier(RegularMetric):
     """Scores [n, classes] (float) or class numbers [n] (integer), against class numbers [n]."""
 
     better: ClassVar[Direction] = "higher"
     unit: ClassVar[str] = "fraction"
 
     def record(self, output: Array, labels: Array | None, source: Array | None) -> Records:
-        """See `SampleMetric`."""
+        """See `RegularMetric`."""
         if output.ndim == 2 and output.shape[1] >= 2 and output.dtype.kind in "fiu":
             assert labels is not None
             return self._classify(output, self._labels(labels, len(output), output.shape[1]))
@@ -84,7 +84,7 @@ class _TopK(_Classifier):
         return {"correct": (rank < self.k) & ~broken}
 
     def value(self, records: Records, indices: Indices | None = None) -> float:
-        """See `SampleMetric`."""
+        """See `RegularMetric`."""
         correct = records["correct"]
         return float((correct if indices is None else correct[indices]).mean())
 
@@ -135,7 +135,7 @@ class F1(_Classifier):
         return {"predicted": predicted.astype(np.int64), "label": labels}
 
     def value(self, records: Records, indices: Indices | None = None) -> float:
-        """See `SampleMetric`."""
+        """See `RegularMetric`."""
         import numpy as np
 
         predicted, label = records["predicted"], records["label"]

@@ -7,7 +7,7 @@ records, not the outputs, are what is kept, and what source and candidate are co
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
@@ -83,14 +83,15 @@ class MetricOptions(BaseModel):
 
 
 class SampleMetric(MetricOptions):
-    """Base of the built-in metrics: each batch gives arrays with one entry a sample."""
+    """Base of the built-in metrics: each batch gives arrays, as a rule with one entry a sample."""
 
     name: ClassVar[str]
     better: ClassVar[Direction]
     unit: ClassVar[str] = ""
-
-    output: str | None = None
-    """The output to judge; the model's first where it is not named."""
+    extra: ClassVar[tuple[str, str] | None] = None
+    """A module that it needs beyond the core, and the extra of optimc that installs it."""
+    tools: ClassVar[tuple[str, ...]] = ()
+    """Distributions whose version decides the value, for the cache key."""
 
     @property
     def where(self) -> str:
@@ -112,8 +113,16 @@ class SampleMetric(MetricOptions):
         return _ArrayRecorder(self)
 
     @abstractmethod
-    def record(self, output: Array, labels: Array | None, source: Array | None) -> Records:
-        """The records of one batch from the judged output; raises InputError."""
+    def named_outputs(self) -> dict[str, str]:
+        """By option: the outputs that the recipe names, or that have a name by default."""
+
+    @abstractmethod
+    def observe(self, outputs: Outputs, labels: Any, source: Outputs | None) -> Records:
+        """The records of one batch; raises InputError.
+
+        `labels` are the batch's: an array, a list with one entry a sample where samples differ in
+        shape, or None.
+        """
 
     @abstractmethod
     def value(self, records: Records, indices: Indices | None = None) -> float:
@@ -123,32 +132,92 @@ class SampleMetric(MetricOptions):
     def drop(self, source: Records, candidate: Records, seed: int) -> Interval:
         """See `Metric`."""
 
-    def select(self, outputs: Outputs) -> Array:
-        """The judged output, in a dtype that numpy computes with."""
+    def samples(self, records: Records) -> int:
+        """How many samples the records are of."""
+        return len(next(iter(records.values())))
+
+    def join(self, batches: Sequence[Records]) -> Records:
+        """The records of all batches as one."""
         import numpy as np
 
-        name = self.output if self.output is not None else next(iter(outputs))
+        return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+    def check_installed(self) -> None:
+        """Raises InputError where the library that it needs is not installed."""
+        from importlib.util import find_spec
+
+        if self.extra is not None and find_spec(self.extra[0]) is None:
+            module, extra = self.extra
+            raise self.fail(f"{module} is not installed", f"pip install 'optimc[{extra}]'")
+
+    def select(self, outputs: Outputs, option: str) -> Array:
+        """The output that `option` names (the first without it), in a dtype numpy computes with."""
+        import numpy as np
+
+        named = getattr(self, option)
+        name = str(named) if named is not None else next(iter(outputs))
         if name not in outputs:
-            raise unknown_name("output", name, outputs, where=f"{self.where}.output")
+            raise unknown_name("output", name, outputs, where=f"{self.where}.{option}")
         array = np.asarray(outputs[name])
         # bfloat16 and the like are of kind V.
         return array.astype(np.float32) if array.dtype.kind == "V" else array
+
+    def regular(self, labels: Any) -> Array:
+        """The batch's labels as one array; raises InputError where samples differ in shape."""
+        import numpy as np
+
+        try:
+            array = np.asarray(labels)
+        except ValueError:
+            array = np.empty(0, dtype=object)
+        if array.dtype.kind == "O":
+            raise self.fail(
+                "the labels of the samples are mappings, or differ in shape",
+                f"{self.name} takes the same number of values for each sample: "
+                "point data.evaluation.labels at such",
+            )
+        return array
 
     def fail(self, what: str, fix: str) -> InputError:
         """An error with this metric's place in the recipe."""
         return InputError(what, where=self.where, fix=fix)
 
 
+class OutputMetric(SampleMetric):
+    """Base of metrics that judge one output."""
+
+    output: str | None = None
+    """The output to judge; the model's first where it is not named."""
+
+    def named_outputs(self) -> dict[str, str]:
+        """See `SampleMetric`."""
+        return {} if self.output is None else {"output": self.output}
+
+
+class RegularMetric(OutputMetric):
+    """Base of metrics whose labels are one array, with an entry of the same shape a sample."""
+
+    def observe(self, outputs: Outputs, labels: Any, source: Outputs | None) -> Records:
+        """See `SampleMetric`."""
+        return self.record(
+            self.select(outputs, "output"),
+            None if labels is None else self.regular(labels),
+            None if source is None else self.select(source, "output"),
+        )
+
+    @abstractmethod
+    def record(self, output: Array, labels: Array | None, source: Array | None) -> Records:
+        """The records of one batch from the judged output; raises InputError."""
+
+
 class _ArrayRecorder:
-    """Gathers what `SampleMetric.record` gives and joins it along the first axis."""
+    """Gathers what `SampleMetric.observe` gives."""
 
     def __init__(self, metric: SampleMetric) -> None:
         self._metric = metric
         self._batches: list[Records] = []
 
     def update(self, outputs: Outputs, labels: Any, source: Outputs | None = None) -> None:
-        import numpy as np
-
         metric = self._metric
         if labels is None and metric.needs_labels:
             raise metric.fail(
@@ -156,18 +225,9 @@ class _ArrayRecorder:
             )
         if source is None and metric.needs_source:
             raise ValueError(f"{metric.name} needs the source's outputs")
-        self._batches.append(
-            metric.record(
-                metric.select(outputs),
-                None if labels is None else np.asarray(labels),
-                None if source is None else metric.select(source),
-            )
-        )
+        self._batches.append(metric.observe(outputs, labels, source))
 
     def records(self) -> Records:
-        import numpy as np
-
         if not self._batches:
             raise self._metric.fail("the evaluation data hold no sample", "add samples")
-        names = self._batches[0]
-        return {name: np.concatenate([batch[name] for batch in self._batches]) for name in names}
+        return self._metric.join(self._batches)

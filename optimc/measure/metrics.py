@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import ValidationError
 
 from optimc.core.errors import InputError, did_you_mean, unknown_name
+from optimc.measure.answers import AnswerF1, ExactMatch
 from optimc.measure.classification import F1, Top1, Top5
+from optimc.measure.detection import Map, Map50
 from optimc.measure.metric import Metric, MetricOptions, SampleMetric
-from optimc.measure.similarity import Cosine, Mse, Spearman
+from optimc.measure.pairs import Pearson, Spearman
+from optimc.measure.segmentation import Miou
+from optimc.measure.similarity import Cosine, Mse
 from optimc.measure.statistics import Interval
+from optimc.measure.tokens import Perplexity, SpanF1, TokenF1
 from optimc.measure.user_metric import UserMetric, UserMetricOptions
 
 if TYPE_CHECKING:
@@ -19,8 +24,13 @@ if TYPE_CHECKING:
 
 Options = TypeVar("Options", bound=MetricOptions)
 
+_CLASSIFIERS = (Top1, Top5, F1)
+_TEXT = (TokenF1, SpanF1, ExactMatch, AnswerF1, Perplexity)
+_IMAGES = (Map, Map50, Miou)
+_VALUES = (Cosine, Mse, Spearman, Pearson)
+
 METRICS: Mapping[str, type[SampleMetric]] = {
-    kind.name: kind for kind in (Top1, Top5, F1, Cosine, Mse, Spearman)
+    kind.name: kind for kind in (*_CLASSIFIERS, *_TEXT, *_IMAGES, *_VALUES)
 }
 """The built-in metrics by name; their fields are their options."""
 
@@ -69,8 +79,8 @@ def compare(metric: Metric, source: Records, candidate: Records, *, seed: int = 
     the same samples in the same order. `seed` draws resamples where the metric needs them.
     Raises InputError for fewer than 2 samples.
     """
-    counts = {len(array) for records in (source, candidate) for array in records.values()}
     if isinstance(metric, SampleMetric):
+        counts = {metric.samples(records) for records in (source, candidate)}
         if len(counts) != 1:
             raise ValueError(f"source and candidate have seen different samples: {counts}")
         if counts.pop() < 2:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from optimc.measure.statistics import ALPHA, Interval, normal_quantile, t_quantile
@@ -102,7 +103,9 @@ def mean_drop(differences: NDArray[np.float64]) -> Interval:
     )
 
 
-def statistic_drop(drop: Callable[[NDArray[np.intp]], float], n: int, seed: int) -> Interval:
+def statistic_drop(
+    drop: Callable[[NDArray[np.intp]], float], n: int, seed: int, resamples: int = RESAMPLES
+) -> Interval:
     """The drop of a statistic of the whole sample; `drop` takes the indices [m] of a resample.
 
     The bootstrap over samples, bias-corrected and accelerated: f1 and rank correlations are bounded
@@ -116,9 +119,9 @@ def statistic_drop(drop: Callable[[NDArray[np.intp]], float], n: int, seed: int)
     random = np.random.default_rng(seed)
     everything = np.arange(n)
     point = drop(everything)
-    resampled = np.sort([drop(random.integers(0, n, n)) for _ in range(RESAMPLES)])
+    resampled = np.sort([drop(random.integers(0, n, n)) for _ in range(resamples)])
     below = np.count_nonzero(resampled < point) + np.count_nonzero(resampled == point) / 2
-    bias = normal_quantile(min(max(float(below), 0.5), RESAMPLES - 0.5) / RESAMPLES)
+    bias = normal_quantile(min(max(float(below), 0.5), resamples - 0.5) / resamples)
     groups = np.array_split(random.permutation(n), min(n, GROUPS))
     left_out = np.array([drop(np.delete(everything, group)) for group in groups])
     acceleration = _acceleration(left_out)
@@ -136,7 +139,26 @@ def statistic_drop(drop: Callable[[NDArray[np.intp]], float], n: int, seed: int)
         lower=end(ALPHA),
         upper=end(1 - ALPHA),
         n=n,
-        method=f"paired bootstrap of {RESAMPLES} resamples, bias-corrected and accelerated",
+        method=f"paired bootstrap of {resamples} resamples, bias-corrected and accelerated",
+    )
+
+
+def no_narrower(interval: Interval) -> Interval:
+    """The interval of a bounded statistic (0 to 1), not narrower than its samples can know.
+
+    A bootstrap of samples that all agree calls the drop known exactly. What none of `n` samples
+    shows may still befall some: Tango's interval of no disagreement, ``+-z^2 / (n + z^2)``.
+    """
+    floor, point = proportion_drop(0, 0, interval.n), interval.point
+    return replace(
+        interval,
+        ci95=(
+            min(interval.ci95[0], point + floor.ci95[0]),
+            max(interval.ci95[1], point + floor.ci95[1]),
+        ),
+        lower=min(interval.lower, point + floor.lower),
+        upper=max(interval.upper, point + floor.upper),
+        method=f"{interval.method}; no narrower than Tango's interval of no disagreement",
     )
 
 

@@ -1,13 +1,25 @@
-"""A metric of the user's own: a class that is named in the recipe.
+"""A metric of your own: a class, a factory or a function that the recipe names.
 
-The class is made without arguments and has
+``metrics: {wer: {call: "my_metrics:WordErrors", better: lower}}``; the module lies beside the
+recipe or on PYTHONPATH. What is named is one of:
 
-- ``update(outputs: Mapping[str, ndarray], labels) -> None`` for each batch,
-- ``compute() -> float`` for the value over all batches,
-- ``better``: ``"higher"`` or ``"lower"``, unless the recipe says it; ``unit``: a word, or nothing.
+- a class, or a function without arguments that makes an object, with
+  ``update(outputs: Mapping[str, ndarray], labels) -> None`` for each batch and
+  ``compute() -> float`` for the value over all batches so far,
+- a function ``(outputs, labels) -> array [n]`` with one number for each of the n samples of a
+  batch; the metric is their mean.
 
-Its value can be computed, not resampled. So that its drop has an interval, more instances are made,
-and each misses one twentieth of the samples: `update` is called on parts of batches.
+``better`` (``"higher"`` or ``"lower"``) and ``unit`` (a word, or nothing) are attributes of it, or
+options in the recipe, which go first.
+
+``outputs`` are the model's, by name. ``labels`` are the batch's: an array where samples are alike
+in shape, else a list with one entry a sample (a number, an array, or a mapping of arrays: a
+detector's ``boxes``, ``classes``, ``image_size``, ``crowd``); None where the data have none.
+
+A value that is computed cannot be resampled. So that its drop has an interval, 21 objects are made,
+and 20 of them miss one twentieth of the samples each: `update` is called on parts of batches, and
+has to keep what it needs in the object. `compute` is called once, and must give a finite number
+for any part of the samples. Whatever the code raises ends the build in one message that names it.
 """
 
 from __future__ import annotations
@@ -27,6 +39,7 @@ from optimc.core.errors import InputError, OptimcError
 from optimc.measure.metric import Direction, MetricOptions, Recorder
 from optimc.measure.paired import group_drop
 from optimc.measure.statistics import Interval
+from optimc.measure.user_function import FunctionMetric, run_users, samples_of, takes_batch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,14 +61,14 @@ class Computed(Protocol):
 
 
 class UserMetricOptions(MetricOptions):
-    """A metric of the user's own: a class named by ``call``."""
+    """A metric of the user's own: what ``call`` names, see `optimc metrics call`."""
 
     call: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
-    """``package.module:Class``; importing it runs its code."""
+    """``package.module:Class`` (or a function); importing it runs its code."""
     better: Direction | None = None
-    """Which way is better, where the class does not say it."""
+    """Which way is better, where the code does not say it."""
     unit: str | None = None
-    """The unit of its value, where the class does not say it."""
+    """The unit of its value, where the code does not say it."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +83,10 @@ class UserMetric:
         """The place in the recipe, for messages."""
         return f"metrics.{self.name}"
 
-    def load(self, folder: Path | None = None) -> LoadedMetric:
-        """Imports the class, also from `folder`, where the recipe lies.
+    def load(self, folder: Path | None = None) -> LoadedMetric | FunctionMetric:
+        """Imports it, also from `folder`, where the recipe lies.
 
-        Raises InputError where that fails or the class does not fit.
+        Raises InputError where that fails or it does not fit.
         """
         module, _, attribute = self.options.call.partition(":")
         try:
@@ -87,22 +100,41 @@ class UserMetric:
                 where=f"{self.where}.call",
                 fix="put it beside the recipe or on PYTHONPATH, or install its package",
             ) from error
-        better = self.options.better or getattr(made, "better", None)
+        if not hasattr(made, "update") and takes_batch(made):
+            better, unit = self._about(made)
+            return FunctionMetric(self.name, self.options.call, better, unit, made)
+        return self._computed(made)
+
+    def _computed(self, made: Any) -> LoadedMetric:
+        """A class, or a factory, which is called once to see what it makes."""
+        kind = made
+        if not isinstance(made, type) and not hasattr(made, "update") and callable(made):
+            kind = run_users(self.name, self.options.call, made)
+        missing = [m for m in ("update", "compute") if not callable(getattr(kind, m, None))]
+        if missing or not callable(made):
+            what = f"has no method {' and '.join(missing)}" if missing else "is made already"
+            raise InputError(
+                f"`{self.options.call}` {what}",
+                where=f"{self.where}.call",
+                fix="name a class with update(outputs, labels) and compute(), a function that "
+                "makes such an object, or a function (outputs, labels) that gives a number for "
+                "each sample; see `optimc metrics call`",
+            )
+        better, unit = self._about(kind, made)
+        return LoadedMetric(self.name, self.options.call, better, unit, made)
+
+    def _about(self, *sources: Any) -> tuple[Direction, str]:
+        """What the recipe, or else the code, says of `better` and `unit`."""
+        stated = [getattr(source, "better", None) for source in sources]
+        better = self.options.better or next((word for word in stated if word), None)
         if better not in ("higher", "lower"):
             raise InputError(
                 "nothing says which way the metric is better",
                 where=self.where,
                 fix="write `better: higher` or `better: lower`",
             )
-        missing = [m for m in ("update", "compute") if not callable(getattr(made, m, None))]
-        if missing:
-            raise InputError(
-                f"`{self.options.call}` has no method {' and '.join(missing)}",
-                where=f"{self.where}.call",
-                fix="a metric is a class with update(outputs, labels) and compute()",
-            )
-        unit = self.options.unit or str(getattr(made, "unit", ""))
-        return LoadedMetric(self.name, self.options.call, better, unit, made)
+        units = [str(getattr(source, "unit", "") or "") for source in sources]
+        return better, self.options.unit or next((unit for unit in units if unit), "")
 
 
 @contextmanager
@@ -152,16 +184,7 @@ class LoadedMetric:
 
     def run(self, action: Callable[[], Any]) -> Any:
         """Runs the user's code; what it raises becomes one message."""
-        try:
-            return action()
-        except OptimcError:
-            raise
-        except Exception as error:
-            raise InputError(
-                f"`{self.call}` raised {type(error).__name__}: {error}",
-                where=f"metrics.{self.name}",
-                fix="run the metric alone on one batch to see where",
-            ) from error
+        return run_users(self.name, self.call, action)
 
 
 class _GroupRecorder:
@@ -183,7 +206,7 @@ class _GroupRecorder:
         import numpy as np
 
         self._metric.run(lambda: self._all.update(outputs, labels))
-        samples = _samples(outputs, labels)
+        samples = samples_of(outputs, labels)
         start = int(self._sizes.sum())
         group = (start + np.arange(samples or 1)) % GROUPS
         for number, instance in enumerate(self._without):
@@ -221,16 +244,6 @@ class _GroupRecorder:
                 fix="give a finite number for any part of the samples",
             )
         return float(value)
-
-
-def _samples(outputs: Outputs, labels: Any) -> int | None:
-    """How many samples a batch holds, or None where its arrays do not agree on it."""
-    counts = {array.shape[0] if array.ndim else None for array in outputs.values()}
-    if isinstance(labels, Mapping):
-        counts |= {len(part) for part in labels.values()}
-    elif labels is not None:
-        counts.add(len(labels))
-    return counts.pop() if len(counts) == 1 else None
 
 
 def _take(labels: Any, keep: NDArray[np.intp]) -> Any:

@@ -50,7 +50,7 @@ class CellResult:
     @property
     def lossy(self) -> bool:
         """Whether a pass that may change the numbers had a part in the model."""
-        return any(o.modified and o.finding.verdict is Verdict.LOSSY for o in self.outcomes)
+        return any(o.modified and o.lossy for o in self.outcomes)
 
 
 def skipped(reason: str) -> Skipped:

@@ -20,14 +20,16 @@ from optimc.pipeline.data import check_overlap, open_data
 from optimc.pipeline.engines import EngineBuilder
 from optimc.pipeline.evaluation import check_metrics
 from optimc.pipeline.ingest import read_source
+from optimc.pipeline.inner_values import InnerValues
 from optimc.pipeline.lock import lock_path, read_lock, refuse_differences
 from optimc.pipeline.manager import PassInputs, PassManager, PassOutcome
 from optimc.pipeline.observer import BuildObserver, Dumper
 from optimc.pipeline.oracle import Oracle
+from optimc.pipeline.outputs import verified_by
 from optimc.pipeline.parallel import run_side_by_side
 from optimc.pipeline.plan import Step, make_plan
 from optimc.pipeline.probes import Effort, ProbeSource, probes_digest
-from optimc.pipeline.verification import PassVerifier, Segment, Verdict
+from optimc.pipeline.verification import PASSED, PassVerifier, Segment, Verdict
 
 if TYPE_CHECKING:
     from optimc.core.passes import Calibration
@@ -147,9 +149,14 @@ class Build:
             Oracle(probes.for_engines(self.options.verify), self.limits) as engine_oracle,
         ):
             self.observer.on_stage("running passes")
-            models = self._run_passes(PassVerifier(pass_oracle, skip_reason=skip), pass_oracle)
+            inner = InnerValues(verified_by(self.recipe), self.workspace)
+            models = self._run_passes(
+                PassVerifier(pass_oracle, inner, skip_reason=skip), pass_oracle
+            )
             self.observer.on_stage("building and verifying engines")
-            self.engines = EngineBuilder(self.cache, self.limits, self.workspace, self.recipe.seed)
+            self.engines = EngineBuilder(
+                self.cache, self.limits, self.workspace, self.recipe.seed, inner
+            )
             run_side_by_side(
                 models.items(),
                 lambda item: self._build_engine(
@@ -171,7 +178,9 @@ class Build:
         self.manager = PassManager(
             cache=self.cache,
             verifier=verifier,
-            verifier_digest=digest_of(probes_digest(oracle.probes), self.options.verify),
+            verifier_digest=digest_of(
+                probes_digest(oracle.probes), self.options.verify, verified_by(self.recipe)
+            ),
             seed=self.recipe.seed,
             workspace=self.workspace,
             limits=self.options.limits,
@@ -250,6 +259,7 @@ class Build:
             proof = self.engines.prove(
                 cell.name,
                 engine,
+                target=cell.target,
                 lossy=result.lossy,
                 model=model,
                 model_path=self.path_of(model),
@@ -263,6 +273,8 @@ class Build:
             self.observer.on_detail(f"{cell.name} failed: {_reason(error)}")
             return
         result.engine, result.proof = engine, proof
+        if proof.finding.reason and proof.finding.verdict in PASSED:
+            self.notes.append(f"{cell.name}: {proof.finding.reason}")
         result.unverified += _unverified(result)
         if proof.finding.broke:
             result.fail(f"the engine did not prove itself: {proof.finding.reason}")

@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from optimc.core.cpu import cpu_features
 from optimc.core.digest import digest_of
+from optimc.core.errors import CellError
 from optimc.core.model import OnnxModel
 from optimc.core.targets import BuildContext, Engine, Target
 from optimc.core.worker import Limits
 from optimc.pipeline.cache import Cache
 from optimc.pipeline.compare import compare_on_data, compare_outputs
+from optimc.pipeline.inner_values import InnerValues, View
+from optimc.pipeline.judging import Judge, aligned, in_both, joined
 from optimc.pipeline.oracle import Oracle
 from optimc.pipeline.probes import probes_digest
-from optimc.pipeline.verification import Finding, Verdict, judge_engine
+from optimc.pipeline.verification import ENGINE_TOLERANCE, Finding, Verdict, judge_engine
 from optimc.pipeline.versions import compiler_digest, source_digest, tool_versions
 from optimc.targets.client import EngineWorker, build_engine
 
@@ -57,6 +60,7 @@ class EngineBuilder:
     limits: Limits
     workspace: Path
     seed: int
+    inner: InnerValues
     builds: int = 0
 
     def build(self, name: str, target: Target, model: OnnxModel) -> Engine:
@@ -91,6 +95,7 @@ class EngineBuilder:
         name: str,
         engine: Engine,
         *,
+        target: Target,
         lossy: bool,
         model: OnnxModel,
         model_path: Path,
@@ -99,9 +104,16 @@ class EngineBuilder:
         oracle: Oracle,
         skip_reason: str | None,
     ) -> EngineProof:
-        """Compares the engine with its graph and the source on the oracle's probes."""
+        """Compares the engine with its graph and the source on the oracle's probes.
+
+        Where the recipe has outputs judged by inner values, these are those of a variant: the
+        target's engine of the same graph with the values as further outputs.
+        """
         key = digest_of(
             ["engine-proof", engine.digest, engine.manifest["files"], lossy, source.digest],
+            [model.digest, model.names_digest, source.names_digest, self.inner.wanted]
+            if self.inner.wanted
+            else [],
             [probes_digest(oracle.probes), skip_reason, compiler_digest(), sorted(cpu_features())],
             tool_versions(["onnxruntime", "openvino"]),
         )
@@ -112,6 +124,7 @@ class EngineBuilder:
                 proof = self._prove(
                     name,
                     engine,
+                    target,
                     lossy,
                     (model, model_path),
                     (source, source_path),
@@ -127,6 +140,7 @@ class EngineBuilder:
         self,
         name: str,
         engine: Engine,
+        target: Target,
         lossy: bool,
         model: tuple[OnnxModel, Path],
         source: tuple[OnnxModel, Path],
@@ -140,30 +154,58 @@ class EngineBuilder:
                 finding = Finding(Verdict.UNVERIFIED, skip_reason)
                 return _proof(finding, None, None, taken, lossy)
             answers = [worker.run(probe.feeds) for probe in oracle.probes]
-        graph = oracle.outputs(model[0].digest, model[1])
-        origin = oracle.outputs(source[0].digest, source[1])
-        names = oracle.stable_outputs(*source)
-        if not names:
-            finding = Finding(Verdict.UNVERIFIED, "all outputs depend on random operators")
-            return _proof(finding, None, None, taken, lossy)
+        graph_view, source_view = self.inner.view(*model), self.inner.view(*source)
+        graph = oracle.outputs(graph_view.digest, graph_view.path)
+        origin = oracle.outputs(source_view.digest, source_view.path)
+        stable = oracle.stable_outputs(source_view.model, source_view.path)
+        carried, missing = graph_view.carried & source_view.carried, None
+        if carried:
+            try:
+                answers = joined(answers, self._variant(name, target, graph_view, oracle))
+            except CellError as error:
+                carried = frozenset()
+                missing = f"the engine with it as an output cannot be had: {error.what}"
         precision = str(engine.manifest["session"].get("precision", "f32"))
+        allowed = 0.0 if lossy else ENGINE_TOLERANCE[precision]
+        sides = [
+            Judge(self.inner, of, carried, stable, runs, aligned(runs, answers), allowed, missing)
+            for of, runs in ((source[0], origin), (model[0], graph))
+        ]
+        judged = in_both(*(side.judged() for side in sides))
+        if carried:
+            judged = judged.noting(
+                f"{', '.join(f'`{name}`' for name in sorted(carried))} compared on a variant of "
+                "the engine that has them as outputs"
+            )
+        if not judged.names:
+            finding = judged.concluded(Finding(Verdict.UNVERIFIED))
+            return _proof(finding, None, None, taken, lossy)
         finding = judge_engine(
             precision,
             lossy=lossy,
             probes=oracle.probes,
             source=origin,
-            graph=graph,
-            engine=answers,
-            names=names,
+            graph=aligned(origin, graph),
+            engine=sides[0].candidate,
+            names=judged.names,
         )
-        if lossy:
-            against = [compare_on_data(oracle.probes, r, answers, names) for r in (graph, origin)]
-        else:
-            against = [compare_outputs(r, answers, names) for r in (graph, origin)]
-        samples = len(answers)
-        return _proof(
-            finding, _agreement(against[0], samples), _agreement(against[1], samples), taken, lossy
-        )
+        agreements = []
+        for side in sides:
+            pair = (side.reference, side.candidate, judged.names)
+            found = compare_on_data(oracle.probes, *pair) if lossy else compare_outputs(*pair)
+            agreements.append(_agreement(found, len(answers)))
+        against_source, against_graph = agreements
+        return _proof(judged.concluded(finding), against_graph, against_source, taken, lossy)
+
+    def _variant(
+        self, name: str, target: Target, view: View, oracle: Oracle
+    ) -> list[Mapping[str, Any]]:
+        """What `target`'s engine of a view computes; raises CellError as engines do."""
+        engine = self.build(f"{name} with inner values", target, view.model)
+        called = f"the engine {name} with inner values"
+        with EngineWorker(engine, name=called, limits=self.limits) as worker:
+            worker.reopen()
+            return [worker.run(probe.feeds) for probe in oracle.probes]
 
 
 def _agreement(difference: Difference, samples: int) -> Agreement:

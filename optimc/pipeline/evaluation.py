@@ -72,11 +72,15 @@ def check_metrics(recipe: Recipe, dataset: Dataset | None, signature: Signature)
     for name, metric in loaded_metrics(recipe).items():
         if not isinstance(metric, SampleMetric):
             continue
-        if metric.output is not None and metric.output not in outputs:
-            where = recipe.where("metrics", name, "output")
-            raise unknown_name("output", metric.output, outputs, where=where)
+        metric.check_installed()
+        for option, output in metric.named_outputs().items():
+            if output not in outputs:
+                where = recipe.where("metrics", name, option)
+                raise unknown_name("output", output, outputs, where=where)
+        if dataset is None or not isinstance(metric, Top1 | Top5 | F1):
+            continue
         shape = outputs[metric.output or next(iter(outputs))].shape
-        if dataset is None or not isinstance(metric, Top1 | Top5 | F1) or shape is None:
+        if shape is None:
             continue
         sizes = [size for size in shape[1:] if isinstance(size, int)]
         if len(sizes) < len(shape) - 1 or not isinstance(shape[0], str):
@@ -85,7 +89,7 @@ def check_metrics(recipe: Recipe, dataset: Dataset | None, signature: Signature)
             assert batch.labels is not None  # the recipe's own checks saw to it
             scores = np.zeros((len(batch.labels), *sizes), np.float32)
             try:
-                metric.record(scores, np.asarray(batch.labels), None)
+                metric.record(scores, metric.regular(batch.labels), None)
             except InputError as error:
                 where = f"{dataset.where}: {error.where}"
                 raise InputError(error.what, where=where, fix=error.fix) from error
@@ -149,11 +153,12 @@ class Evaluator:
         """The cache key; None for the user's own code, which can change unseen."""
         if not isinstance(metric, SampleMetric):
             return None
+        tools = ["onnxruntime", "openvino", *metric.tools]
         source = self._source.manifest["files"] if self._source and metric.needs_source else None
         return digest_of(
             ["evaluation", engine.manifest["files"], engine.manifest["session"], source],
             [self.dataset.digest, metric.name, metric.model_dump(mode="json"), self._batch()],
-            [compiler_digest(), sorted(cpu_features()), tool_versions(["onnxruntime", "openvino"])],
+            [compiler_digest(), sorted(cpu_features()), tool_versions(tools)],
         )
 
     def _remembered(self, key: str | None) -> Records | None:
@@ -189,8 +194,8 @@ class Evaluator:
                 other.reopen()
             done = 0
             for count, feeds, labels in self._batches():
-                outputs = _first(worker.run(feeds), count)
-                source = _first(other.run(feeds), count) if other else None
+                outputs = _first(worker.run(feeds), count, feeds)
+                source = _first(other.run(feeds), count, feeds) if other else None
                 for recorder in recorders.values():
                     recorder.update(outputs, labels, source)
                 done += count
@@ -239,6 +244,16 @@ def _filled(feeds: Arrays, size: int) -> Arrays:
     }
 
 
-def _first(outputs: Arrays, count: int) -> Arrays:
-    """The outputs of the first `count` samples, where an output has a row for each."""
-    return {name: array[:count] if array.ndim else array for name, array in outputs.items()}
+def _first(outputs: Arrays, count: int, feeds: Arrays) -> Arrays:
+    """The outputs of the first `count` samples, where the batch was filled up.
+
+    Only outputs with a row for each sample are cut: others, such as a detector's boxes of all
+    images in one list, belong to no sample by their place.
+    """
+    filled = {len(array) for array in feeds.values() if array.ndim}
+    if filled == {count}:
+        return outputs
+    return {
+        name: array[:count] if array.ndim and len(array) in filled else array
+        for name, array in outputs.items()
+    }

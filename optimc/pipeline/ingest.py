@@ -15,7 +15,7 @@ from optimc.core.files import file_sha256
 from optimc.core.model import OnnxModel, load_model
 from optimc.core.worker import Limits
 from optimc.pipeline.cache import Cache
-from optimc.pipeline.inputs import kept_outputs
+from optimc.pipeline.outputs import outputs_meaning, with_outputs
 from optimc.pipeline.versions import compiler_digest, tool_versions
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def read_source(recipe: Recipe, cache: Cache, limits: Limits, workspace: Path) -
     key = digest_of(
         ["ingest", {name: sha for name, (sha, _) in files.items()}],
         [spec.model_dump(mode="json") for spec in recipe.inputs.values()],
-        {name: option == "drop" for name, option in recipe.outputs.items()},
+        outputs_meaning(recipe),
         [compiler_digest(), tool_versions(["onnx", "onnx-ir", "onnxruntime"])],
     )
     entry = cache.get("ingest", key)
@@ -65,7 +65,7 @@ def read_source(recipe: Recipe, cache: Cache, limits: Limits, workspace: Path) -
             with tempfile.TemporaryDirectory(prefix="ingest-", dir=workspace) as own:
                 shapes = {n: spec.shape for n, spec in recipe.inputs.items() if spec.shape}
                 loaded = load_onnx(path, limits=limits, declared_inputs=shapes, workspace=Path(own))
-                model = _without_dropped(loaded.model, recipe)
+                model = with_outputs(loaded.model, recipe)
                 model.save(folder / "model")
             (folder / "notes.json").write_text(json.dumps(loaded.notes), encoding="utf-8")
 
@@ -125,18 +125,3 @@ def _data_files(path: Path) -> list[str]:
         data_file(location, place, path).relative_to(path.parent).as_posix()
         for location, place in locations.items()
     )
-
-
-def _without_dropped(model: OnnxModel, recipe: Recipe) -> OnnxModel:
-    """The model without the outputs that the recipe drops, and without what only they need."""
-    names = {spec.name for spec in kept_outputs(recipe, model.signature)}
-    if len(names) == len(model.signature.outputs):
-        return model
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
-
-    graph = model.ir.graph
-    kept = [value for value in graph.outputs if value.name in names]
-    graph.outputs.clear()
-    graph.outputs.extend(kept)
-    RemoveUnusedNodesPass()(model.ir)
-    return model.sealed()

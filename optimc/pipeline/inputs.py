@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from optimc.core.errors import InputError, unknown_name
@@ -104,20 +105,39 @@ def resolved_dims(
 
 
 def kept_outputs(recipe: Recipe, signature: Signature) -> tuple[TensorSpec, ...]:
-    """The file's outputs without those that the recipe drops.
+    """The file's outputs without those that the recipe drops, under the names it gives.
 
-    Raises InputError where the recipe names an output that the model lacks, or drops all.
+    Raises InputError where the recipe names an output that the model lacks, drops all, or gives a
+    name twice.
     """
     outputs = [spec.name for spec in signature.outputs]
     for name in recipe.outputs:
         if name not in outputs:
             raise unknown_name("output", name, outputs, where=recipe.where("outputs", name))
-    kept = tuple(spec for spec in signature.outputs if recipe.outputs.get(spec.name) != "drop")
+    kept = [spec for spec in signature.outputs if recipe.outputs.get(spec.name) != "drop"]
     if not kept:
         raise InputError(
             "every output is dropped", where=recipe.where("outputs"), fix="keep one at least"
         )
-    return kept
+    taken = {spec.name: f"the input `{spec.name}`" for spec in signature.inputs}
+    renamed = []
+    for spec in kept:
+        name = output_name(recipe, spec.name)
+        if name in taken:
+            raise InputError(
+                f"the output `{spec.name}` gets the name of {taken[name]}",
+                where=recipe.where("outputs", spec.name, "rename"),
+                fix="choose a name that is free",
+            )
+        taken[name] = f"the output `{spec.name}`"
+        renamed.append(replace(spec, name=name))
+    return tuple(renamed)
+
+
+def output_name(recipe: Recipe, name: str) -> str:
+    """What the file's output `name` is called from here on."""
+    option = recipe.outputs.get(name)
+    return name if option is None or option == "drop" else option.rename or name
 
 
 def check_cases(recipe: Recipe, dims: Mapping[str, DimRange]) -> None:

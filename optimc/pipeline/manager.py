@@ -49,6 +49,8 @@ class PassOutcome:
     refusals: tuple[Mapping[str, str], ...]
     failure: str | None = None
     """Why cells behind this pass fail, or None."""
+    lossy: bool = False
+    """Whether the pass may change the numbers, whatever verification could say of it."""
     runtime: str | None = None
     """The runtime whose spec the pass read."""
 
@@ -248,6 +250,7 @@ class PassManager:
             rewrites=len(record["rewrites"]),
             refusals=tuple(record["refusals"]),
             failure=failure,
+            lossy=pass_.effect.kind is EffectKind.LOSSY,
         )
 
 

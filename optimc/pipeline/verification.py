@@ -16,6 +16,8 @@ from optimc.core.errors import VerificationError, WorkerError
 from optimc.core.model import OnnxModel
 from optimc.core.passes import Effect, EffectKind
 from optimc.pipeline.compare import Difference, Outputs, compare_on_data, compare_outputs
+from optimc.pipeline.inner_values import InnerValues
+from optimc.pipeline.judging import Judge, aligned
 from optimc.pipeline.oracle import Oracle
 from optimc.pipeline.probes import Probe
 
@@ -36,6 +38,10 @@ class Verdict(StrEnum):
     UNVERIFIED = "unverified"
     ROLLED_BACK = "rolled_back"
     FAILED = "failed"
+
+
+PASSED = (Verdict.EQUIVALENT, Verdict.WITHIN_TOLERANCE, Verdict.LOSSY)
+"""The verdicts of what was compared and may be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +73,16 @@ class Segment:
 class PassVerifier:
     """Judges passes on the oracle's probes."""
 
-    def __init__(self, oracle: Oracle, *, skip_reason: str | None = None) -> None:
+    def __init__(
+        self,
+        oracle: Oracle,
+        inner: InnerValues | None = None,
+        *,
+        skip_reason: str | None = None,
+    ) -> None:
+        """`inner` are the values that the recipe has compared in place of outputs."""
         self._oracle = oracle
+        self._inner = inner or InnerValues({}, Path())
         self._skip_reason = skip_reason
 
     def judge(
@@ -84,25 +98,41 @@ class PassVerifier:
         if self._skip_reason is not None:
             return Finding(Verdict.UNVERIFIED, self._skip_reason)
         try:
-            reference = self._oracle.outputs(before.digest, before_path)
+            old = self._inner.view(before, before_path)
+            reference = self._oracle.outputs(old.digest, old.path)
         except (VerificationError, WorkerError) as error:
             # The model before the pass is not ours to blame: nothing can be said of the pass.
             return Finding(
                 Verdict.UNVERIFIED, f"the model before the pass does not run: {error.what}"
             )
-        names = self._oracle.stable_outputs(before, before_path)
+        names = self._oracle.stable_outputs(old.model, old.path)
         if not names:
             return Finding(Verdict.UNVERIFIED, "all outputs depend on random operators")
         try:
-            candidate = self._oracle.outputs(after.digest, after_path)
+            new = self._inner.view(after, after_path)
+            candidate = aligned(reference, self._oracle.outputs(new.digest, new.path))
         except (VerificationError, WorkerError) as error:
             return Finding(Verdict.FAILED, f"the result does not run: {error.what}")
+        judge = Judge(
+            self._inner,
+            before,
+            old.carried & new.carried,
+            names,
+            reference,
+            candidate,
+            _allowed(effect),
+        )
+        judged = judge.judged()
         if effect.kind is EffectKind.LOSSY:
-            return measure_lossy(self._oracle.probes, reference, candidate, names)
-        finding = self._verdict(effect, compare_outputs(reference, candidate, names), candidate)
-        if finding.broke:
+            finding = measure_lossy(self._oracle.probes, reference, candidate, judged.names)
+            return judged.concluded(finding)
+        finding = self._verdict(
+            effect, compare_outputs(reference, candidate, judged.names), candidate
+        )
+        finding = judged.concluded(finding)
+        if finding.broke or not judged.names:
             return finding
-        return self._drift(effect, segment, candidate, names, finding)
+        return self._drift(effect, segment, replace(judge, stable=judged.names), finding)
 
     def _verdict(
         self, effect: Effect, difference: Difference, candidate: Sequence[Outputs]
@@ -122,20 +152,30 @@ class PassVerifier:
         self,
         effect: Effect,
         segment: Segment,
-        candidate: Sequence[Outputs],
-        names: Sequence[str],
+        judge: Judge,
         finding: Finding,
     ) -> Finding:
-        start = self._oracle.outputs(segment.digest, segment.path)
-        drift = compare_outputs(start, candidate, names)
+        """`finding`, or what drift makes of it; `judge` is that of the pass on what it compared."""
+        start = self._oracle.outputs(*self._inner.stored_view(segment.digest, segment.path))
+        candidate = aligned(start, judge.candidate)
         bound = segment.bound + effect.bound
+        allowed = None if judge.allowed is None else bound
+        judged = judge.against(start, candidate, allowed)
+        drift = compare_outputs(start, candidate, judged.names)
         if drift.broken or drift.max_rel > bound:
             reason = drift.broken or (
                 f"with the passes before it, outputs drift by {drift.max_rel:.3g} of their scale "
                 f"from the start of the segment, together they allow {bound:.3g}"
             )
             return finding_of(Verdict.FAILED, drift, len(candidate), reason)
-        return finding
+        return judged.concluded(finding) if judged.unverified else finding
+
+
+def _allowed(effect: Effect) -> float | None:
+    """For `Judge`: EXACT passes may change no choice, LOSSY ones move every value."""
+    if effect.kind is EffectKind.EXACT:
+        return None
+    return effect.bound if effect.kind is EffectKind.TOLERANCE else 0.0
 
 
 def measure_lossy(
@@ -157,7 +197,8 @@ def held_to_bound(finding: Finding, effect: Effect) -> Finding:
     finding is remembered between builds.
     """
     sqnr = finding.sqnr_db
-    if finding.verdict is not Verdict.LOSSY or sqnr is None or sqnr >= effect.bound:
+    judged = finding.verdict in (Verdict.LOSSY, Verdict.UNVERIFIED)
+    if not judged or effect.kind is not EffectKind.LOSSY or sqnr is None or sqnr >= effect.bound:
         return finding
     reason = f"output SQNR {sqnr:.1f} dB, the default bound is {effect.bound:.1f} dB"
     return replace(finding, verdict=Verdict.FAILED, reason=reason)

@@ -10,7 +10,18 @@ import pytest
 
 from optimc.testing.commands import run_optimc
 
-COMMANDS = ("build", "init", "check", "inspect", "passes", "targets", "schema", "doctor", "cache")
+COMMANDS = (
+    "build",
+    "init",
+    "check",
+    "inspect",
+    "passes",
+    "metrics",
+    "targets",
+    "schema",
+    "doctor",
+    "cache",
+)
 
 
 @pytest.fixture(scope="module")

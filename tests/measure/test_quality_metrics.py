@@ -177,9 +177,9 @@ def test_the_named_output_is_judged():
         ("top1", SCORES, None, "have no labels"),
         ("top5", SCORES[:, :5], LABELS % 5, "says nothing about 5 classes"),
         ("top5", LABELS, LABELS, "holds class numbers, not scores"),
-        ("spearman", SCORES[:399], LABELS[:200], "not embeddings"),
-        ("spearman", SCORES, LABELS, "numbers \\[200\\], one a pair"),
-        ("spearman", np.full_like(SCORES, np.nan), LABELS[:200], "NaN or infinity in 400"),
+        ("spearman", SCORES[:399], LABELS[:200], "one for each of 399"),
+        ("spearman", SCORES, LABELS, "shape \\[400\\] and dtype|two rows of a pair have different"),
+        ("spearman", np.full_like(SCORES, np.nan), LABELS[:200], "NaN or infinity in 200"),
     ],
 )
 def test_wrong_input_gives_one_message(name, outputs, labels, what):

@@ -153,7 +153,7 @@ def test_outputs_that_belong_to_no_sample_go_in_whole_batches():
         ("broken_metrics:Accuracy", "RuntimeError: no GPU here"),
         ("someones_metrics:Silent", "nothing says which way"),
         ("someones_metrics:NoCompute", "has no method compute"),
-        ("someones_metrics:number", "nothing says which way"),
+        ("someones_metrics:number", "has no method update and compute"),
     ],
 )
 def test_what_does_not_fit_gives_one_message(call, what):

@@ -75,8 +75,17 @@ class ModelSource(Part):
     """An ONNX file."""
 
 
+ValueName: TypeAlias = Annotated[str, Field(min_length=1)]
+
+
 class OutputOptions(Part):
     """What is done with an output that is kept."""
+
+    rename: ValueName | None = None
+    """Its name from here on: in metrics, reports and the delivered engine."""
+    verify: Annotated[tuple[ValueName, ...], Field(min_length=1)] | None = None
+    """Inner values of the model that are compared in its place, where it cannot be compared itself:
+    behind NonMaxSuppression, TopK or ArgMax a difference in rounding chooses something else."""
 
 
 class InputSpec(Part):
@@ -215,7 +224,8 @@ class Sections(Part):
     model: ModelSource
     """The model to compile: `{onnx: model.onnx}`."""
     outputs: Mapping[str, OutputOptions | Literal["drop"]] = Field(default_factory=dict)
-    """By output name: `drop` leaves an output out, `{}` keeps it. All are kept by default."""
+    """By output name: `drop` leaves an output out, `{}` keeps it; `rename` gives it another name,
+    `verify` has it judged by inner values. All are kept by default."""
     inputs: Mapping[str, InputSpec] = Field(default_factory=dict)
     """By input name: what the model does not say itself."""
     dims: Mapping[str, DimRange] = Field(default_factory=dict)
