@@ -77,13 +77,19 @@ def _why_not(model: OnnxModel, context: PassContext) -> str | None:
 
 
 def _fuse_all(model: ir.Model, context: PassContext) -> None:
-    """One sweep: what a rule looks at lies before its node, so nothing new appears behind it."""
+    """Sweeps until one finds nothing more: a rewrite may be what another waited for."""
     from optimc.core.onnx_names import NameTable
     from optimc.core.onnx_signature import all_graphs
-    from optimc.passes._fuse_rules import RULES, Job
+    from optimc.passes._fuse_job import Job
+    from optimc.passes._fuse_rules import RULES
 
-    job = Job(context.log, NameTable.of_values(model))
-    for graph in list(all_graphs(model)):
-        for node in graph:
-            if node.domain == "" and node.op_type in RULES and not job.stopped:
-                RULES[node.op_type](node, job)
+    opset = model.opset_imports.get("", _LEAST_OPSET)
+    job = Job(context.log, NameTable.of_values(model), opset)
+    count = -1
+    while count < len(context.log.rewrites) and not job.stopped:
+        count = len(context.log.rewrites)
+        for graph in list(all_graphs(model)):
+            for node in graph:
+                for rule in RULES.get(node.op_type, ()) if node.domain == "" else ():
+                    if node.graph is graph and not job.stopped:
+                        rule(node, job)
