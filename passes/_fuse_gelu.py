@@ -7,8 +7,9 @@ Hendrycks and Gimpel 2016, "Gaussian Error Linear Units (GELUs)" (arXiv:1606.084
 
 ONNX has both as Gelu from opset 20 on. The factors come in any order and association, and with
 divisions: products are taken apart into their factors, constants multiplied, and compared. In an
-older opset the nodes stay: raising a model's opset changes the rules for all of its operators, and
-the runtimes that read older opsets find this spelling by themselves.
+older opset the nodes stay: raising a model's opset changes the rules for all of its operators and
+the runtimes that load it, which is for who exports it to decide. ONNX Runtime finds few of these
+spellings by itself: export with opset 20 or newer.
 """
 
 from __future__ import annotations
@@ -55,7 +56,10 @@ def fuse_gelu(node: ir.Node, job: Job) -> None:
     x, form, inner = found
     reason = None
     if job.opset < _LEAST_OPSET:
-        reason = f"Gelu is in opset {_LEAST_OPSET} and newer, the model has {job.opset}"
+        reason = (
+            f"Gelu is in opset {_LEAST_OPSET} and newer, the model has {job.opset}: "
+            f"export it with {_LEAST_OPSET}"
+        )
     elif x.dtype != ir.DataType.FLOAT:
         reason = "it does not work on float32"
     reason = reason or read_outside(node, inner)
@@ -150,9 +154,7 @@ def _product_of(node: ir.Node) -> _Product:
             found.scale *= 1 / number if divides else number
         elif inner is not None and value is not None and len(value.uses()) == 1:
             found.nodes.append(inner)
-            waiting += [
-                (v, inner.op_type == "Div" and i == 1) for i, v in enumerate(inner.inputs)
-            ]
+            waiting += [(v, inner.op_type == "Div" and i == 1) for i, v in enumerate(inner.inputs)]
         elif value is not None and not divides:
             found.factors.append(value)
         else:
