@@ -24,21 +24,17 @@ def convert(model: ir.Model, nodes: Sequence[ir.Node]) -> int:
     """
     work = _Work(model, set(nodes))
     for node in nodes:
-        outputs = [value for value in node.outputs if is_float32(value)]
-        work.halved += [(node, value) for value in outputs]
-        for value in outputs:
-            value.type = _HALF
-            if SOURCE_KEY in value.meta:
-                work.sources[value] = value.meta.pop(SOURCE_KEY)
+        for output in node.outputs:
+            if is_float32(output):
+                work.halve(node, output)
     for node in nodes:
         for index, value in enumerate(node.inputs):
-            if value is None or not is_float32(value):
-                continue
-            node.replace_input_with(index, work.half_of(value))
-            if constant(value) is not None:
-                drop_unused(value)
-    for node, value in work.halved:
-        work.cast_back(node, value)
+            if value is not None and is_float32(value):
+                node.replace_input_with(index, work.half_of(value))
+                if constant(value) is not None:
+                    drop_unused(value)
+    for node, output in work.halved:
+        work.cast_back(node, output)
     return work.casts
 
 
@@ -49,8 +45,15 @@ class _Work:
         self._names = NameTable.of_values(model)
         self._known: dict[ir.Value, ir.Value] = {}
         self.halved: list[tuple[ir.Node, ir.Value]] = []
-        self.sources: dict[ir.Value, str] = {}
+        self._sources: dict[ir.Value, str] = {}
         self.casts = 0
+
+    def halve(self, node: ir.Node, value: ir.Value) -> None:
+        """Makes a result of `node` float16."""
+        self.halved.append((node, value))
+        value.type = _HALF
+        if SOURCE_KEY in value.meta:
+            self._sources[value] = value.meta.pop(SOURCE_KEY)
 
     def half_of(self, value: ir.Value) -> ir.Value:
         """The float16 constant for a float32 constant; a Cast of anything else."""
@@ -97,8 +100,8 @@ class _Work:
     ) -> ir.Value:
         """Right behind the producer, at the start of the graph for inputs: before every reader."""
         result = ir.Value(name=name, type=ir.TensorType(dtype), shape=value.shape)
-        if dtype == ir.DataType.FLOAT and value in self.sources:
-            result.meta[SOURCE_KEY] = self.sources[value]
+        if dtype == ir.DataType.FLOAT and value in self._sources:
+            result.meta[SOURCE_KEY] = self._sources[value]
         cast = ir.Node("", "Cast", [value], [ir.AttrInt64("to", int(dtype))], outputs=[result])
         cast.name = f"{name}_cast"
         graph, producer = self._model.graph, after or value.producer()

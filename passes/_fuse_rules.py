@@ -74,10 +74,10 @@ def fuse_bias(node: ir.Node, job: Job) -> None:
         before = producer(transpose.inputs[0] if transpose is not None else value, *_LAYERS)
         if before is None or array is None:
             continue
-        layer = _only_reader(before, transpose or node)
+        reason = _only_reader(before, transpose or node)
         if transpose is not None:
-            layer = layer or _only_reader(transpose, node)
-        layer = layer or layer_of(before)
+            reason = reason or _only_reader(transpose, node)
+        layer = reason or layer_of(before)
         if isinstance(layer, str):
             job.log.refuse(rule, where(node), layer)
             return
