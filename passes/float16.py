@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class Float16(Pass):
     """Converts weights and arithmetic from float32 to float16; inputs and outputs stay float32.
 
-    It halves the file. Accelerators compute twice as fast in float16. CPUs have few kernels for it
-    and cast back and forth: `storage_only` gives them the smaller file alone.
+    It halves the file. Accelerators have faster kernels for it; CPUs have few, and cast back and
+    forth: `storage_only` gives them the smaller file alone.
 
     Rewrites: gives convolutions, matrix products, what holds large weights, and the operators
         between them float16 inputs, constants and results, with a Cast wherever float32 begins or
