@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from optimc.core.onnx_names import NameTable
-from optimc.core.passes import RewriteLog
+from optimc.core.model import SOURCE_KEY
+from optimc.passes._fuse_gelu import fuse_gelu
+from optimc.passes._fuse_job import Job, producer
 from optimc.passes._fuse_layer import (
     Array,
     Layer,
@@ -22,6 +22,9 @@ from optimc.passes._fuse_layer import (
     per_channel,
     put_constants,
 )
+from optimc.passes._fuse_norm import fuse_layer_norm
+from optimc.passes._fuse_product import fuse_gemm, fuse_transpose
+from optimc.passes._fuse_shortcut import fuse_shortcut
 from optimc.passes._simplify_work import where
 
 _EPSILON = 1e-5
@@ -31,62 +34,77 @@ _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _LAYERS = (*_CONVOLUTIONS, "Gemm")
 
 
-@dataclass
-class Job:
-    """What the rules share: the numbering, and the names in use."""
-
-    log: RewriteLog
-    names: NameTable
-    stopped: bool = False
-
-    def allow(self, rule: str, node: ir.Node) -> bool:
-        """Numbers a rewrite; False from the limit on."""
-        self.stopped = self.stopped or not self.log.allow(rule, where(node))
-        return not self.stopped
-
-
 def fuse_batchnorm(node: ir.Node, job: Job) -> None:
     """BatchNormalization into the layer before it."""
-    rule = "fuse_batchnorm"
-    before = node.inputs[0].producer() if node.inputs[0] is not None else None
-    if before is None or before.op_type not in _LAYERS or before.domain != "":
-        job.log.refuse(rule, where(node), "it does not follow a Conv, ConvTranspose or Gemm")
+    rule, found = "fuse_batchnorm", _batchnorm(node)
+    if isinstance(found, str):
+        job.log.refuse(rule, where(node), found)
         return
-    layer = _only_reader(before, node) or layer_of(before)
-    affine = layer if isinstance(layer, str) else _affine(node, len(layer.bias))
-    if isinstance(layer, str) or isinstance(affine, str):
-        job.log.refuse(rule, where(node), str(affine))
-        return
-    factor, shift = affine
+    layer, factor, shift = found
     _rewrite(rule, node, layer, layer.scaled(factor), layer.bias * factor + shift, job)
 
 
+def fusible_batchnorms(graph: ir.Graph) -> list[ir.Node]:
+    """The BatchNormalizations that `fuse` would put into a layer."""
+    nodes = (n for n in graph if n.op_type == "BatchNormalization" and n.domain == "")
+    return [node for node in nodes if not isinstance(_batchnorm(node), str)]
+
+
+def _batchnorm(node: ir.Node) -> tuple[Layer, Array, Array] | str:
+    """The layer before a BatchNormalization with factor and shift, or why there is none."""
+    before = producer(node.inputs[0], *_LAYERS)
+    if before is None:
+        return "it does not follow a Conv, ConvTranspose or Gemm"
+    layer = _only_reader(before, node) or layer_of(before)
+    affine = layer if isinstance(layer, str) else _affine(node, len(layer.bias))
+    if isinstance(layer, str) or isinstance(affine, str):
+        return str(affine)
+    return layer, *affine
+
+
 def fuse_bias(node: ir.Node, job: Job) -> None:
-    """Add of a constant for each channel into the bias of the convolution before it."""
+    """Add of a constant for each channel into the bias of the layer before it.
+
+    A Transpose may stand between the two: it moves the channels, and the constant with them.
+    """
     rule = "fuse_bias"
     arrays = [constant_array(value) for value in node.inputs]
-    producers = [value.producer() if value is not None else None for value in node.inputs]
-    for before, array in zip(producers, reversed(arrays), strict=True):
-        if before is None or array is None or before.op_type not in _CONVOLUTIONS:
+    for value, array in zip(node.inputs, reversed(arrays), strict=True):
+        transpose = producer(value, "Transpose")
+        before = producer(transpose.inputs[0] if transpose is not None else value, *_LAYERS)
+        if before is None or array is None:
             continue
-        layer = _only_reader(before, node) or layer_of(before)
+        reason = _only_reader(before, transpose or node)
+        if transpose is not None:
+            reason = reason or _only_reader(transpose, node)
+        layer = reason or layer_of(before)
         if isinstance(layer, str):
             job.log.refuse(rule, where(node), layer)
             return
-        row = per_channel(array, layer.weight.ndim, len(layer.bias))
+        rank = layer.weight.ndim
+        moved = array if transpose is None else _moved_back(array, transpose, rank)
+        row = per_channel(moved, rank, len(layer.bias))
         if row is None:
             job.log.refuse(rule, where(node), "the constant is not one number for each channel")
             return
-        _rewrite(rule, node, layer, None, layer.bias + row, job)
+        _rewrite(rule, node, layer, None, layer.bias + row, job, transpose)
         return
+
+
+def _moved_back(array: Array, transpose: ir.Node, rank: int) -> Array:
+    """What is added behind a Transpose of `rank` dims, as it is added before it."""
+    if array.ndim > rank:
+        return array
+    perm = transpose.attributes.get_ints("perm", None) or tuple(reversed(range(rank)))
+    return array.reshape((1,) * (rank - array.ndim) + array.shape).transpose(np.argsort(perm))
 
 
 def fuse_pad(node: ir.Node, job: Job) -> None:
     """Pads with zeros into the Conv after them; other readers keep their Pad."""
     while not job.stopped:
         value = node.inputs[0]
-        pad = value.producer() if value is not None else None
-        if value is None or pad is None or pad.op_type != "Pad" or pad.domain != "":
+        pad = producer(value, "Pad")
+        if value is None or pad is None:
             return
         pads = _pads_together(pad, node)
         if isinstance(pads, str):
@@ -103,24 +121,40 @@ def fuse_pad(node: ir.Node, job: Job) -> None:
                         drop_unused(old)
 
 
-RULES: Mapping[str, Callable[[ir.Node, Job], None]] = {
-    "BatchNormalization": fuse_batchnorm,
-    "Add": fuse_bias,
-    "Conv": fuse_pad,
+RULES: Mapping[str, tuple[Callable[[ir.Node, Job], None], ...]] = {
+    "Add": (fuse_bias, fuse_gemm),
+    "BatchNormalization": (fuse_batchnorm,),
+    "Conv": (fuse_pad,),
+    "Div": (fuse_layer_norm, fuse_gelu),
+    "Gemm": (fuse_transpose,),
+    "MatMul": (fuse_transpose,),
+    "Mul": (fuse_gelu,),
+    "Pad": (fuse_shortcut,),
 }
 """The rules by the operator at which each looks."""
 
 
 def _rewrite(
-    rule: str, node: ir.Node, layer: Layer, weight: Array | None, bias: Array, job: Job
+    rule: str,
+    node: ir.Node,
+    layer: Layer,
+    weight: Array | None,
+    bias: Array,
+    job: Job,
+    between: ir.Node | None = None,
 ) -> None:
-    """Puts the new constants in and lets the layer take over the output of `node`."""
+    """Puts the new constants in and lets the layer take over the output of `node`.
+
+    Where a node is `between` the two, that one takes it over, and the layer's result loses its
+    source name with its numbers.
+    """
     reason = fits(layer, layer.weight if weight is None else weight, bias)
     if reason is not None:
         job.log.refuse(rule, where(node), reason)
     elif job.allow(rule, node):
         put_constants(layer, weight, bias, job.names)
-        absorb(layer.node, node)
+        layer.node.outputs[0].meta.pop(SOURCE_KEY, None)
+        absorb(between or layer.node, node)
 
 
 def _only_reader(before: ir.Node, node: ir.Node) -> str | None:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from optimc.core.errors import PreconditionError
 from optimc.core.onnx_signature import all_graphs
 from optimc.core.targets import QuantizationSpec
+from optimc.passes._simplify_work import where
 
 LEAST_OPSET = 13  # per-channel scales: QuantizeLinear and DequantizeLinear with an axis
 
@@ -26,7 +27,13 @@ _QUANTIZED = frozenset(
 
 
 def check_quantizable(model: ir.Model, spec: QuantizationSpec, keep_float: Sequence[str]) -> None:
-    """Raises PreconditionError for a quantized model, an old opset, and patterns without effect."""
+    """Raises PreconditionError for a quantized model, an old opset, patterns without effect, and
+    BatchNormalization that `fuse` would put into the layer before it.
+
+    Left where it is, such a BatchNormalization runs in float between two INT8 layers. Folding it
+    here would hide a float rewrite, which verification holds to 1e-5, in a lossy pass.
+    """
+    from optimc.passes._fuse_rules import fusible_batchnorms
     from optimc.passes.quantize_int8 import matches
 
     nodes = [node for graph in all_graphs(model) for node in graph]
@@ -49,3 +56,10 @@ def check_quantizable(model: ir.Model, spec: QuantizationSpec, keep_float: Seque
                 f"keep_float: `{pattern}` names no node of the model",
                 fix="`optimc inspect MODEL` lists the nodes; patterns take *, ? and [...]",
             )
+    unfused = fusible_batchnorms(model.graph)
+    if unfused:
+        raise PreconditionError(
+            f"{len(unfused)} BatchNormalizations such as `{where(unfused[0])}` would stay in float"
+            " between quantized layers",
+            fix="put `fuse` before quantize_int8: [simplify, fuse, quantize_int8]",
+        )

@@ -1,10 +1,9 @@
 """onnxscript's rewrite rules for `simplify`, each with a guard. Imports onnxscript at the top.
 
 The rules are onnxscript's default ones. The guards keep them from cases in which they change what
-the model computes (each has its test): two clips whose ranges do not meet, a BatchNormalization in
-training mode, a ScatterND that adds, SAME padding of a dilated convolution, a reshape that regroups
-what a matrix product sums over, and so on. Every rewrite is numbered; what a guard stops is a
-refusal.
+the model computes (each has its test): two clips whose ranges do not meet, a ScatterND that adds,
+SAME padding of a dilated convolution, a reshape that regroups what a matrix product sums over, and
+so on. Every rewrite is numbered; what a guard stops is a refusal.
 """
 
 from __future__ import annotations
@@ -152,12 +151,6 @@ def _bounds_meet(delta: ReplacementSubgraph, work: Work) -> str | None:
     return None
 
 
-def _inference_mode(delta: ReplacementSubgraph, work: Work) -> str | None:
-    if _matched(delta, "BatchNormalization").attributes.get_int("training_mode", 0) != 0:
-        return "the BatchNormalization is in training mode"
-    return None
-
-
 def _scatter_replaces(delta: ReplacementSubgraph, work: Work) -> str | None:
     reduction = _matched(delta, "ScatterND").attributes.get_string("reduction", "none")
     return None if reduction == "none" else f"the ScatterND reduces by `{reduction}`"
@@ -234,29 +227,9 @@ def _all_rules() -> list[_Rule]:
             "drop_zero_bias", "ConvTranspose", library.remove_optional_bias_from_conv_transpose_rule
         ),
     ]
-    arithmetic: list[tuple[str, str, RewriteRule, Guard | None]] = [
-        ("fold_batchnorm", "BatchNormalization", rule, _inference_mode)
-        for rule in (
-            library.fuse_batchnorm_into_conv_rule,
-            library.fuse_batchnorm_into_conv_transpose_rule,
-            library.fuse_batchnorm_into_gemm_rule,
-        )
-    ]
-    arithmetic += [
-        (
-            "drop_reshapes_of_product",
-            "Reshape",
-            library.two_reshapes_matmul_reshape_rule,
-            _rows_stay,
-        ),
-        (
-            "drop_reshapes_of_product",
-            "Reshape",
-            library.one_reshape_matmul_reshape_rule,
-            _rows_stay,
-        ),
-        ("pad_in_convolution", "Conv", library.fuse_pad_into_conv_rule, None),
-        ("pad_in_convolution", "ConvInteger", library.fuse_pad_into_conv_integer_rule, None),
+    arithmetic = [
+        ("drop_reshapes_of_product", "Reshape", library.two_reshapes_matmul_reshape_rule),
+        ("drop_reshapes_of_product", "Reshape", library.one_reshape_matmul_reshape_rule),
     ]
     guarded: list[tuple[str, str, RewriteRule, Guard]] = [
         ("explicit_padding", "Conv", library.normalize_pad_format_conv_rule, _not_dilated),
@@ -279,7 +252,7 @@ def _all_rules() -> list[_Rule]:
             _scatter_replaces,
         ),
     ]
-    rules += [_Rule(name, root, rule, True, guard) for name, root, rule, guard in arithmetic]
+    rules += [_Rule(name, root, rule, True, _rows_stay) for name, root, rule in arithmetic]
     return rules + [_Rule(name, root, rule, False, guard) for name, root, rule, guard in guarded]
 
 
@@ -291,5 +264,6 @@ def _by_root(rules: Sequence[_Rule]) -> dict[str, list[_Rule]]:
 
 
 RULES = _by_root(_all_rules())
-"""onnxscript's default rules but for two: Slice pairs to Split is left out, because it splits odd
-sizes wrongly and may put the Split behind its readers; Dropout is done by the folder."""
+"""onnxscript's default rules but for these: Slice pairs to Split is left out, because it splits odd
+sizes wrongly and may put the Split behind its readers; Dropout is done by the folder; what changes
+the weights of a layer (BatchNormalization, Pad) is the pass `fuse`, which computes in float64."""

@@ -10,7 +10,11 @@ Normalization: Accelerating Deep Network Training by Reducing Internal Covariate
 
 (Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
 Integer-Arithmetic-Only Inference", section 3.2). A constant c that is added to each channel gives
-b' = b + c. Padding with zeros is what a convolution does itself: the pads add up.
+b' = b + c, also where a Transpose stands between the two. Padding with zeros is what a convolution
+does itself: the pads add up.
+
+The algebra of the other rewrites is where they are: products in `_fuse_product`, shortcuts in
+`_fuse_shortcut`, GELU in `_fuse_gelu`, LayerNormalization in `_fuse_norm`.
 """
 
 from __future__ import annotations
@@ -28,20 +32,28 @@ _LEAST_OPSET = 13
 
 
 class Fuse(Pass):
-    """Fuses BatchNormalization, added constants and zero padding into the layers beside them.
+    """Fuses layers with the BatchNormalization, bias, padding and transposes beside them.
 
     Float engines get fewer nodes. INT8 gains most: a BatchNormalization behind a convolution has no
     INT8 kernel, and keeps the activation and the residual behind it in float as well.
 
     Rewrites: BatchNormalization goes into the Conv, ConvTranspose or Gemm before it, a constant for
-        each channel that is added after a Conv or ConvTranspose into its bias, and a Pad with zeros
-        into the Conv after it. A weight that other nodes read too is copied first.
+        each channel that is added after one of these (or after a Transpose behind it) into its
+        bias, and a Pad with zeros into the Conv after it. A product of two matrices and an added
+        constant become Gemm, transposed matrices Gemm's flags. Slices with strides and a Pad with
+        channels of zeros (a shortcut of CIFAR's ResNets) become a 1x1 Conv. GELU and
+        LayerNormalization in small operators become Gelu (opset 20) and LayerNormalization
+        (opset 17). A weight that other nodes read too is copied first.
     Refuses: where what is between the two is read elsewhere or is an output; constants that are not
         known at build time; training mode; parameters that are not finite and variances that are
-        not positive; float16 and bfloat16 weights (fuse first, then convert); SAME padding. A graph
-        with Q/DQ nodes or with an opset older than 13 stays as it is.
-    Accuracy: within 1e-5 of each output's scale; computed in float64, then rounded once.
-    Options: none. Run `simplify` before it, so that weights and biases are constants.
+        not positive; float16 and bfloat16 weights (fuse first, then convert); SAME padding;
+        products with more than two dims; shortcuts of so many channels that copying is cheaper;
+        operators that the model's opset does not have yet. A graph with Q/DQ nodes or with an opset
+        older than 13 stays as it is.
+    Accuracy: within 1e-5 of each output's scale; constants are computed in float64, then rounded
+        once. A shortcut is exact for finite values; an infinity would make NaN.
+    Options: none. Run `simplify` before it, so that weights and biases are constants and shapes are
+        known.
     """
 
     level: ClassVar[Level] = Level.ONNX
@@ -77,13 +89,19 @@ def _why_not(model: OnnxModel, context: PassContext) -> str | None:
 
 
 def _fuse_all(model: ir.Model, context: PassContext) -> None:
-    """One sweep: what a rule looks at lies before its node, so nothing new appears behind it."""
+    """Sweeps until one finds nothing more: a rewrite may be what another waited for."""
     from optimc.core.onnx_names import NameTable
     from optimc.core.onnx_signature import all_graphs
-    from optimc.passes._fuse_rules import RULES, Job
+    from optimc.passes._fuse_job import Job
+    from optimc.passes._fuse_rules import RULES
 
-    job = Job(context.log, NameTable.of_values(model))
-    for graph in list(all_graphs(model)):
-        for node in graph:
-            if node.domain == "" and node.op_type in RULES and not job.stopped:
-                RULES[node.op_type](node, job)
+    opset = model.opset_imports.get("", _LEAST_OPSET)
+    job = Job(context.log, NameTable.of_values(model), opset)
+    count = -1
+    while count < len(context.log.rewrites) and not job.stopped:
+        count = len(context.log.rewrites)
+        for graph in list(all_graphs(model)):
+            for node in graph:
+                for rule in RULES.get(node.op_type, ()) if node.domain == "" else ():
+                    if node.graph is graph and not job.stopped:
+                        rule(node, job)

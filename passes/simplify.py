@@ -1,13 +1,7 @@
 """Simplifies a graph without changing what it computes.
 
-BatchNormalization behind a convolution or linear layer with the weight W and the bias b folds into
-
-    W' = W * gamma / sqrt(variance + epsilon)
-    b' = (b - mean) * gamma / sqrt(variance + epsilon) + beta
-
-with the factor along the output channels (Jacob et al. 2018, "Quantization and Training of Neural
-Networks for Efficient Integer-Arithmetic-Only Inference", section 3.2). All other rewrites keep the
-numbers but for the rounding of constants that are computed at build time.
+Rewrites keep the numbers but for the rounding of constants that are computed at build time. What
+puts one layer into another (BatchNormalization into a convolution) is the pass `fuse`.
 """
 
 from __future__ import annotations
@@ -34,13 +28,12 @@ class Simplify(Pass):
 
     Rewrites: shapes are inferred; constants are folded, known branches of If taken; identities,
         dead nodes, equal nodes and equal constants go; reshapes, transposes, casts, clips and
-        paddings that do nothing or follow one another are fused; BatchNormalization goes into the
-        convolution or linear layer before it. All of it is repeated until nothing changes.
+        slices that do nothing or follow one another are fused. All of it is repeated until nothing
+        changes.
     Refuses: to fold what would be larger than `fold_limit`, of unknown size, long to compute,
         random, or quantized; to rewrite float arithmetic in a graph that has Q/DQ nodes; to rewrite
         what would not be valid in the model's opset.
-    Accuracy: within 1e-5 of each output's scale; only folded constants and BatchNormalization round
-        differently.
+    Accuracy: within 1e-5 of each output's scale; only folded constants round differently.
     Options: `engine: onnxsim` uses that tool (extra `onnxsim`), as one rewrite; `fold_limit` in
         bytes.
     """
@@ -96,8 +89,7 @@ class Simplify(Pass):
             merge_common_subexpressions,
             remove_dead_code,
         )
-        # Merging constants comes after the fixpoint of the others, because a weight with two
-        # readers keeps BatchNormalization from folding into it.
+        # Merging constants comes after the fixpoint of the others: most constants are gone by then.
         while True:
             before = work.count
             work.anchor()

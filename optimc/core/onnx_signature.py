@@ -56,6 +56,11 @@ def all_values(model: ir.Model) -> Iterator[ir.Value]:
             yield from (v for v in node.outputs if v.name)
 
 
+def holds_float16(model: ir.Model) -> bool:
+    """Whether any value is float16."""
+    return any(value.dtype == ir.DataType.FLOAT16 for value in all_values(model))
+
+
 def stats_of(model: ir.Model) -> ModelStats:
     """Nodes (subgraphs' too), bytes and elements of initializers and constant attributes."""
     tensors = [v.const_value for g in all_graphs(model) for v in g.initializers.values()]

@@ -38,7 +38,7 @@ data:
 metrics: {top1: {}}
 variants:
   fp32: []
-  int8: [simplify, quantize_int8]
+  int8: [simplify, fuse, quantize_int8]
 targets: {ort: {runtime: onnxruntime, threads: 1}}
 benchmark: {cases: [{batch: 1}], until: decided, at_most: 1 s}
 gate: {ship: best, drop: {top1: 0.02}}

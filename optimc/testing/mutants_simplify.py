@@ -63,13 +63,13 @@ def _padding_off_by_one() -> Any:
 
 
 def _bias_dropped() -> Any:
-    """A Conv loses its bias, which is not zero."""
+    """A Gemm loses its bias, which is not zero."""
 
     def fits(node: Any) -> bool:
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         return bias is not None and bias.const_value is not None and bias.const_value.numpy().any()
 
-    return _wrong_rule("Conv", fits, lambda node: node.resize_inputs(2))
+    return _wrong_rule("Gemm", fits, lambda node: node.resize_inputs(2))
 
 
 def _weights_transposed() -> Any:

@@ -22,7 +22,7 @@ from optimc.testing.commands import Finished, run_optimc, temporary_leftovers
 
 CHECK = "check recipe.yaml"
 BUILD = "build recipe.yaml -o out --no-measure"
-INT8 = "[simplify, quantize_int8]"
+INT8 = "[simplify, fuse, quantize_int8]"
 ORT = "{ort: {runtime: onnxruntime, threads: 1}}"
 STEPS = "images}, transform: [nchw, {divide: 16}]}"
 
@@ -77,7 +77,7 @@ NAMES = {
         bad.recipe("    labels:", "    lables:"), "10:5: unknown key `lables`", "`labels`?"
     ),
     "pass": _bad(
-        bad.recipe("quantize_int8]", "quantise_int8]"), "15:20: unknown pass", "`quantize_int8`?"
+        bad.recipe("quantize_int8]", "quantise_int8]"), "15:26: unknown pass", "`quantize_int8`?"
     ),
     "pass option": _bad(
         bad.recipe(INT8, "[{quantize_int8: {range: mse}}]"), "15:27: unknown key", "`ranges`?"

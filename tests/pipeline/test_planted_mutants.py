@@ -22,7 +22,7 @@ data:
     npz: quickstart/digits_calibration.npz
     inputs: {input: images}
     transform: [nchw, {divide: 16}]
-variants: {int8: [simplify, quantize_int8]}
+variants: {int8: [simplify, fuse, quantize_int8]}
 targets: {ort: {runtime: onnxruntime}}
 """
 

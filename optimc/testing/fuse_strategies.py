@@ -1,0 +1,109 @@
+"""Hypothesis strategies for what `fuse` looks for, between other operators and shared at random.
+
+Importing this needs hypothesis (the extra `dev`).
+"""
+
+from __future__ import annotations
+
+import math
+
+from hypothesis import strategies as st
+
+from optimc.core.model import OnnxModel
+from optimc.testing.graph_strategies import OPSETS, STEPS, Dims, Making, Step, Value
+from optimc.testing.graphs import GraphBuilder
+from optimc.testing.spellings import GELUS, gelu, layer_norm, shortcut
+
+
+def _gelu(m: Making, x: Value) -> Value:
+    return Value(gelu(m.builder, x.name, m.draw(st.sampled_from(GELUS))), x.dims)
+
+
+def _layer_norm(m: Making, x: Value) -> Value | None:
+    if isinstance(x.dims[-1], str):
+        return None
+    # A small epsilon makes numbers of mere rounding where a row is constant.
+    name = layer_norm(
+        m.builder,
+        x.name,
+        int(x.dims[-1]),
+        square=m.draw(st.sampled_from(["Pow", "Mul"])),
+        affine=m.draw(st.sampled_from(["both", "scale", "bias", "none"])),
+        twice=m.draw(st.booleans()),
+        axis=m.draw(st.sampled_from([-1, len(x.dims) - 1])),
+        scalars=m.draw(st.booleans()),
+        epsilon=0.5,
+    )
+    return Value(name, x.dims)
+
+
+def _shortcut(m: Making, x: Value) -> Value | None:
+    if len(x.dims) != 4 or isinstance(x.dims[1], str) or x.dims[1] > 8:
+        return None
+    if any(isinstance(dim, str) for dim in x.dims[2:]):
+        return None
+    steps = {axis: m.draw(st.integers(1, 3)) for axis in (3, 2)}
+    before, after = m.draw(st.tuples(st.integers(0, 2), st.integers(0, 2)))
+    name = shortcut(
+        m.builder,
+        x.name,
+        strides=steps,
+        pads=(before, after),
+        value=m.draw(st.sampled_from([0.0, 0.0, 1.0])),
+        axes_of_pad=m.builder.opset >= 18 and m.draw(st.booleans()),
+    )
+    space = [math.ceil(int(x.dims[axis]) / steps[axis]) for axis in (2, 3)]
+    return Value(name, (x.dims[0], x.dims[1] + before + after, *space))
+
+
+def _linear(m: Making, x: Value) -> Value | None:
+    """A product with a weight that may be transposed in the graph, and what is added to it."""
+    if len(x.dims) < 2 or isinstance(x.dims[-1], str):
+        return None
+    rows, columns = int(x.dims[-1]), m.draw(st.integers(1, 4))
+    weight = m.builder.weight(rows, columns)
+    if m.draw(st.booleans()):
+        weight = m.builder.node("Transpose", m.builder.weight(columns, rows), perm=[1, 0])
+    dims: Dims = (*x.dims[:-1], columns)
+    is_gemm = len(x.dims) == 2 and m.draw(st.booleans())
+    result = m.node("Gemm" if is_gemm else "MatMul", x.name, weight, dims=dims)
+    shape = m.draw(st.sampled_from([(columns,), (1, columns), (1,), ()]))
+    inputs = [result.name, m.builder.weight(*shape)]
+    return m.node("Add", *m.draw(st.permutations(inputs)), dims=dims)
+
+
+def _moved_bias(m: Making, x: Value) -> Value | None:
+    """A 1x1 Conv, a Transpose, and a constant for each channel where the channels now are."""
+    if len(x.dims) != 4 or isinstance(x.dims[1], str) or x.dims[1] > 8:
+        return None
+    h = m.builder.node("Conv", x.name, m.builder.weight(3, int(x.dims[1]), 1, 1))
+    perm = m.draw(st.permutations(range(4)))
+    h = m.builder.node("Transpose", h, perm=list(perm))
+    dims = tuple((x.dims[0], 3, *x.dims[2:])[axis] for axis in perm)
+    shape = [3 if axis == 1 else 1 for axis in perm]
+    return m.node("Add", h, m.builder.weight(*shape), dims=dims)
+
+
+FUSE_STEPS: tuple[Step, ...] = (_gelu, _layer_norm, _shortcut, _linear, _moved_bias)
+
+
+@st.composite
+def fusible_models(draw: st.DrawFn, max_steps: int = 8) -> OnnxModel:
+    """Models with what `fuse` looks for; every value may be read elsewhere or be an output."""
+    builder = GraphBuilder(draw(st.sampled_from(OPSETS)), seed=draw(st.integers(0, 2**16)))
+    making = Making(draw, builder)
+    shapes: list[Dims] = [("batch", 4), ("batch", 2, 5, 5), (3, 4), (2, 3, 4)]
+    dims = draw(st.sampled_from(shapes))
+    making.values.append(Value(builder.input("in0", dims), dims))
+    for _ in range(draw(st.integers(1, max_steps))):
+        source = making.pick()
+        assert source is not None
+        steps = FUSE_STEPS if draw(st.booleans()) else STEPS
+        made = draw(st.sampled_from(steps))(making, source)
+        if made is not None:
+            making.values.append(made)
+    for index in range(draw(st.integers(1, 3))):
+        value = draw(st.sampled_from(making.values[-3:]))
+        builder.node("Identity", value.name, to=f"out{index}")
+        builder.output(f"out{index}", value.dims)
+    return builder.model()
