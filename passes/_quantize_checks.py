@@ -1,4 +1,4 @@
-"""What `quantize_int8` asks of a model before any work. Imports onnx_ir."""
+"""What the quantizing passes ask of a model before any work. Imports onnx_ir."""
 
 from __future__ import annotations
 
@@ -25,8 +25,16 @@ _QUANTIZED = frozenset(
 )
 
 
-def check_quantizable(model: ir.Model, spec: QuantizationSpec, keep_float: Sequence[str]) -> None:
-    """Raises PreconditionError for a quantized model, an old opset, and patterns without effect."""
+def check_quantizable(
+    model: ir.Model,
+    spec: QuantizationSpec,
+    keep_float: Sequence[str],
+    name: str = "quantize_int8",
+) -> None:
+    """Raises PreconditionError for a quantized model, an old opset, and patterns without effect.
+
+    `name` is the pass that asks.
+    """
     from optimc.passes.quantize_int8 import matches
 
     nodes = [node for graph in all_graphs(model) for node in graph]
@@ -35,7 +43,7 @@ def check_quantizable(model: ir.Model, spec: QuantizationSpec, keep_float: Seque
         raise PreconditionError(
             f"the model is quantized already: {len(quantized)} nodes such as"
             f" {quantized[0].op_type} `{quantized[0].name}`",
-            fix="start from the float model, or take quantize_int8 out of this variant",
+            fix=f"start from the float model, or take {name} out of this variant",
         )
     opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
     if opset < LEAST_OPSET:

@@ -84,6 +84,10 @@ class QuantizationSpec(SpecData):
     global_average_pool: bool = False
     """Whether a ReduceMean over all space is written as GlobalAveragePool, for which there is an
     INT8 kernel."""
+    dynamic: Literal["matmul_integer", "weights"] | None = None
+    """What there is without calibration: `matmul_integer` where DynamicQuantizeLinear and
+    MatMulInteger have kernels, `weights` where int8 weights behind a DequantizeLinear stay int8 in
+    memory, None where neither is."""
     rules: Mapping[str, OperatorRule]
     """From the operator type (default domain) to its rule; what is not listed stays float."""
 
