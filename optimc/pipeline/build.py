@@ -20,6 +20,7 @@ from optimc.pipeline.data import check_overlap, open_data
 from optimc.pipeline.engines import EngineBuilder
 from optimc.pipeline.evaluation import check_metrics
 from optimc.pipeline.ingest import read_source
+from optimc.pipeline.legalization import legalize_cells
 from optimc.pipeline.lock import lock_path, read_lock, refuse_differences
 from optimc.pipeline.manager import PassInputs, PassManager, PassOutcome
 from optimc.pipeline.observer import BuildObserver, Dumper
@@ -156,6 +157,7 @@ class Build:
                     self.results[item[0]], item[1], engine_oracle, skip
                 ),
             )
+            self.legalized = legalize_cells(self, models, engine_oracle, skip)
 
     def _probes(self) -> ProbeSource:
         return ProbeSource(

@@ -128,7 +128,7 @@ def time_cells(build: Build) -> BuildTimings:
     decided = None
     if build.recipe.benchmark.until == "decided" and build.recipe.gate is not None:
         decided = _question(build, alive)
-    timings = timer.run(cells, references, _cases(build), decided)
+    timings = timer.run(cells, references, benchmark_cases(build), decided)
     for name, result in alive.items():
         if name in timings.failures:
             result.fail(timings.failures[name])
@@ -187,7 +187,8 @@ def _question(build: Build, alive: Mapping[str, CellResult]) -> Any:
     return decided
 
 
-def _cases(build: Build) -> list[tuple[Mapping[str, int], Mapping[str, NDArray[Any]]]]:
+def benchmark_cases(build: Build) -> list[tuple[Mapping[str, int], Mapping[str, NDArray[Any]]]]:
+    """The sizes of every benchmark case, with seeded inputs of these sizes."""
     typical = {name: dim.typical for name, dim in build.data.dims.items()}
     rng = np.random.default_rng(build.recipe.seed)
     found: list[tuple[Mapping[str, int], Mapping[str, NDArray[Any]]]] = []
@@ -262,11 +263,14 @@ def _lock(build: Build, gate: GateResult) -> str | Skipped:
 
 def _choices(build: Build, gate: GateResult, path: Path) -> dict[str, Any]:
     """What was chosen by measuring; without measuring, what the lock says already stays."""
+    choices: dict[str, Any] = {"best": gate.best.name if gate.best else None}
     if not build.options.measure and path.is_file():
         kept = read_lock(path).get("choices")
         if isinstance(kept, dict):
-            return kept
-    return {"best": gate.best.name if gate.best else None}
+            choices = kept
+    # Of this build in any case: the digests of the engines depend on it.
+    choices.pop("legalized", None)
+    return {**choices, "legalized": build.legalized} if build.legalized else choices
 
 
 def lock_cells(build: Build) -> dict[str, Any]:
