@@ -27,6 +27,7 @@ from optimc.pipeline.observer import BuildObserver, Dumper
 from optimc.pipeline.oracle import Oracle
 from optimc.pipeline.parallel import run_side_by_side
 from optimc.pipeline.plan import Step, make_plan
+from optimc.pipeline.preprocess import starting_point
 from optimc.pipeline.probes import Effort, ProbeSource, probes_digest
 from optimc.pipeline.verification import PassVerifier, Segment, Verdict
 
@@ -106,6 +107,7 @@ class Build:
         if self.options.measure:
             check_metrics(self.recipe, self.data.evaluation, self.source.model.signature)
         self._check_lock()
+        self.start = starting_point(self.recipe, self.source, self.data, cache, self.limits)
         self._note_what_is_special()
         self.cache, self.workspace = cache, workspace
         self._build_cells()
@@ -121,7 +123,7 @@ class Build:
             refuse_differences(self.locked, lock_inputs(self), path)
 
     def _note_what_is_special(self) -> None:
-        self.notes += self.source.notes
+        self.notes += [*self.source.notes, *self.start.notes]
         if self.data.random:
             self.warnings.append(
                 "no calibration data is named: ranges and checks are of seeded random data"
@@ -161,11 +163,11 @@ class Build:
 
     def _probes(self) -> ProbeSource:
         return ProbeSource(
-            signature=self.source.model.signature,
+            signature=self.start.model.signature,
             dims=self.data.dims,
-            inputs=self.recipe.inputs,
+            inputs=self.start.inputs,
             seed=self.recipe.seed,
-            samples=self.data.samples(_CALIBRATION_PROBES),
+            samples=self.start.data.samples(_CALIBRATION_PROBES),
         )
 
     def _run_passes(self, verifier: PassVerifier, oracle: Oracle) -> dict[str, OnnxModel]:
@@ -181,8 +183,8 @@ class Build:
             judge_lossy=self._judges_lossy_passes(),
         )
         models: dict[str, OnnxModel] = {}
-        start = Segment(self.source.model.digest, self.source.path)
-        self._walk(self.plan.root, self.source.model, start, (), models)
+        start = Segment(self.start.model.digest, self.start.path)
+        self._walk(self.plan.root, self.start.model, start, (), models)
         return models
 
     def _judges_lossy_passes(self) -> bool:
@@ -234,8 +236,8 @@ class Build:
             from optimc.calibration.observe import ActivationCalibration
 
             self._observed = ActivationCalibration(
-                self.source.model,
-                self.data.calibration,
+                self.start.model,
+                self.start.data.calibration,
                 seed=self.recipe.seed,
                 store=self.cache,
                 limits=self.limits,
@@ -255,8 +257,8 @@ class Build:
                 lossy=result.lossy,
                 model=model,
                 model_path=self.path_of(model),
-                source=self.source.model,
-                source_path=self.source.path,
+                source=self.start.model,
+                source_path=self.start.path,
                 oracle=oracle,
                 skip_reason=skip,
             )
@@ -272,8 +274,8 @@ class Build:
         self.observer.on_detail(f"{cell.name:<28} {state}, {engine.bytes / 1e6:.2f} MB")
 
     def path_of(self, model: OnnxModel) -> Path:
-        """The model's file in the cache; models that passes left unchanged are the source."""
-        return model.path or self.source.path
+        """The model's file in the cache; models that passes left unchanged are the first one."""
+        return model.path or self.start.path
 
     def cells_alive(self) -> list[CellResult]:
         """The cells that are built so far."""

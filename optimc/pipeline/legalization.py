@@ -126,8 +126,8 @@ def _proved(
         lossy=result.lossy,
         model=model,
         model_path=build.path_of(model),
-        source=build.source.model,
-        source_path=build.source.path,
+        source=build.start.model,
+        source_path=build.start.path,
         oracle=oracle,
         skip_reason=skip_reason,
     )
@@ -165,11 +165,11 @@ def _measured(build: Build, result: CellResult, candidate: Candidate) -> tuple[b
 
     assert result.engine is not None
     engines = {_PLAIN: result.engine, _LEGAL: candidate.engine}
-    sizes, feeds = benchmark_cases(build)[0]
+    case = benchmark_cases(build)[0]
     machine = describe_machine()
     key = digest_of(
         ["legalized", [[e.digest, e.manifest["session"]] for e in engines.values()]],
-        [dict(sizes), build.recipe.seed, build.recipe.benchmark.at_most, compiler_digest()],
+        [dict(case.sizes), build.recipe.seed, build.recipe.benchmark.at_most, compiler_digest()],
         [machine.cpu, machine.cores, list(machine.features)],
         dict(candidate.engine.manifest["versions"]),
     )
@@ -177,7 +177,7 @@ def _measured(build: Build, result: CellResult, candidate: Candidate) -> tuple[b
     if entry is None:
 
         def write(folder: Path) -> None:
-            choice = _trial(build, result.cell.name, engines, feeds)
+            choice = _trial(build, result.cell.name, engines, case.feeds)
             (folder / "choice.json").write_text(json.dumps(choice), encoding="utf-8")
 
         entry = build.cache.put("choice", key, write)
