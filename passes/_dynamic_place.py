@@ -193,7 +193,8 @@ class DynamicPlacer:
         array = constant(bias)
         assert array is not None, "judged before"
         self._replaced.append(bias)
-        return self._writer.initializer(f"{bias.name}_scaled", array * np.float32(beta))
+        scaled = array.astype(np.float32) * np.float32(beta)
+        return self._writer.initializer(f"{bias.name}_scaled", scaled)
 
     def _quantized(self, value: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Integers, scale and zero point of an activation: once for all that read it."""

@@ -135,7 +135,7 @@ def _comes_from_input(value: ir.Value | None) -> bool:
 def _pads(conv: ir.Node) -> bool:
     if conv.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         return True
-    return any(conv.attributes.get_ints("pads", None) or ())
+    return any(conv.attributes.get_ints("pads", ()))
 
 
 def _why_not_scale(chain: Chain) -> str | None:

@@ -56,8 +56,9 @@ def embed(
     clone = model.clone()
     graph = clone.ir.graph
     for position, value in enumerate(list(graph.inputs)):
-        if value.name in steps:
-            _Prelude(clone.ir, value).write(steps[value.name], raw[value.name], position)
+        name = str(value.name)
+        if name in steps:
+            _Prelude(clone.ir, value).write(steps[name], raw[name], position)
     return clone.sealed()
 
 

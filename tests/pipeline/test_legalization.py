@@ -85,6 +85,7 @@ def test_auto_is_off_where_nothing_is_measured(workshop: Path) -> None:
     assert any("not tried, as measuring is off" in note for note in report.notes)
 
 
+@pytest.mark.slow
 def test_auto_keeps_what_the_trial_says(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trials = []
 
@@ -108,6 +109,7 @@ def test_auto_keeps_what_the_trial_says(workshop: Path, monkeypatch: pytest.Monk
     assert again.results[0].engine.sha256 == replayed.results[0].engine.sha256  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_a_tie_is_not_kept_and_the_lock_says_so(
     workshop: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +122,7 @@ def test_a_tie_is_not_kept_and_the_lock_says_so(
     assert not own_operators(workshop)
 
 
+@pytest.mark.slow
 def test_a_real_trial_gives_its_interval(workshop: Path) -> None:
     report, lock = built(workshop, "auto")
     note = next(note for note in report.notes if "SkipLayerNormalization" in note)
@@ -163,6 +166,7 @@ def test_a_fusion_that_breaks_is_reported(workshop: Path, monkeypatch: pytest.Mo
     assert not own_operators(workshop)
 
 
+@pytest.mark.slow
 def test_unverified_fusions_are_kept_only_where_they_are_asked_for(workshop: Path) -> None:
     report, _ = built(workshop, "auto", verify="off")
     assert any("not kept: verification is off" in note for note in report.notes)
