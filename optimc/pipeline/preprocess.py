@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from optimc.calibration.dataset import Dataset
     from optimc.calibration.transforms import Steps
-    from optimc.core.model import TensorSpec
+    from optimc.core.model import Signature, TensorSpec
     from optimc.pipeline.recipe.schema import InputSpec, Recipe
 
     Feeds = Mapping[str, NDArray[Any]]
@@ -61,9 +61,7 @@ def starting_point(
     """
     if not recipe.preprocess.embed:
         return Start(source.model, source.path, data, recipe.inputs)
-    steps = _common_steps(recipe, source)
-    splits = _raw_splits(recipe, data, steps)
-    specs = _raw_specs(recipe, splits, steps)
+    steps, splits, specs = _outside(recipe, source.model.signature, data)
     dtypes = {name: spec.dtype for name, spec in specs.items()}
     model = _embedded(source, steps, dtypes, cache)
     inputs = {**recipe.inputs, **{name: _declared(spec) for name, spec in specs.items()}}
@@ -73,6 +71,21 @@ def starting_point(
     proof = _proof(source, model, raw, steps, cache, limits)
     assert model.path is not None
     return Start(model, model.path, raw, inputs, _notes(model, steps, proof))
+
+
+def check_embedding(recipe: Recipe, signature: Signature, data: BuildData) -> None:
+    """Raises InputError for what `starting_point` refuses before it works on the model."""
+    if recipe.preprocess.embed:
+        _outside(recipe, signature, data)
+
+
+def _outside(
+    recipe: Recipe, signature: Signature, data: BuildData
+) -> tuple[dict[str, Steps], dict[str, Dataset], dict[str, TensorSpec]]:
+    """The steps to embed, the splits before these steps, and what the inputs then are."""
+    steps = _common_steps(recipe, signature)
+    splits = _raw_splits(recipe, data, steps)
+    return steps, splits, _raw_specs(recipe, splits, steps)
 
 
 def _embedded(
@@ -131,12 +144,12 @@ def _plain(steps: Mapping[str, Steps]) -> dict[str, list[Any]]:
     }
 
 
-def _common_steps(recipe: Recipe, source: Source) -> dict[str, Steps]:
+def _common_steps(recipe: Recipe, signature: Signature) -> dict[str, Steps]:
     """By input: the last steps that can be embedded, which are those of every split."""
     from optimc.calibration.transforms import per_input
     from optimc.frontends.embedding import is_embeddable
 
-    names = [spec.name for spec in source.model.signature.inputs]
+    names = [spec.name for spec in signature.inputs]
     found: dict[str, dict[str, Steps]] = {}
     for split, options in (recipe.data.splits if recipe.data else {}).items():
         each = per_input(getattr(options, "transform", []), names)

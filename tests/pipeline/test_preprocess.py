@@ -18,6 +18,7 @@ from optimc.pipeline.build import Build, BuildOptions
 from optimc.pipeline.observer import Silent
 from optimc.pipeline.recipe import load_recipe
 from optimc.report.schema import Metric, Report
+from optimc.testing.commands import run_optimc
 
 CHAIN = "[nchw, {divide: 16}]"
 RECIPE = """
@@ -134,6 +135,9 @@ def test_a_transform_that_differs_between_splits_is_refused(workshop: Path) -> N
     with pytest.raises(InputError, match="calibration and data\\.evaluation have diff") as error:
         built(workshop, transforms=other, measure=False)
     assert "recipe.yaml:" in str(error.value)
+    checked = run_optimc("check", workshop / "recipe.yaml", cwd=workshop)
+    assert checked.code == 2
+    assert "have different transforms" in checked.err
     assert "the same transform" in str(error.value.fix)
 
 
