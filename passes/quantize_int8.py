@@ -122,10 +122,14 @@ class QuantizeInt8(Pass):
         refuse: Refusals,
     ) -> list[Unit]:
         """The units that will be quantized; says why of every other node that works on floats."""
+        from optimc.passes._fuse_rules import fusible_batchnorms
         from optimc.passes._quantize_ranges import usable
         from optimc.passes._quantize_select import select
 
         selected = select(usable(candidates, statistics, refuse), refuse)
+        # Folding it here would hide a float rewrite, held to 1e-5, in a lossy pass.
+        for node in fusible_batchnorms(graph):
+            refuse(node, "stays in float between quantized layers: put `fuse` before quantize_int8")
         refuse.of_others(graph, candidates)
         if not selected:
             self._check_inputs(graph, statistics)

@@ -39,9 +39,11 @@ def _check_model_and_data(recipe: Recipe) -> None:
     from optimc.pipeline.data import open_data
     from optimc.pipeline.evaluation import check_metrics
     from optimc.pipeline.inputs import declared_signature
+    from optimc.pipeline.preprocess import check_embedding
 
     signature = declared_signature(recipe, read_signature(recipe.model.onnx))
     data = open_data(recipe, signature)
+    check_embedding(recipe, signature, data)
     check_metrics(recipe, data.evaluation, signature)
     if recipe.data is not None:
         splits = {name: data.splits[name] for name in recipe.data.splits}

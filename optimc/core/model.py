@@ -239,11 +239,13 @@ class OnnxModel(Model):
         """Writes the ONNX file; big weights go into ``<name>.data`` beside it (not atomic)."""
         import onnx_ir
 
+        # Both ways point initializers at other tensors, so they get a clone.
+        clone = self.ir.clone()
         if self.stats.bytes > EXTERNAL_DATA_THRESHOLD:
-            # save() points the initializers at the new file while it writes, so it gets a clone.
-            onnx_ir.save(self.ir.clone(), path, external_data=f"{path.name}.data")
+            onnx_ir.save(clone, path, external_data=f"{path.name}.data")
         else:
-            onnx_ir.save(self.ir, path)
+            # What is left of a larger model still lies in that model's data file.
+            onnx_ir.save(onnx_ir.external_data.load_to_model(clone), path)
 
 
 def load_model(folder: Path) -> Model:

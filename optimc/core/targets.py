@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -84,6 +84,10 @@ class QuantizationSpec(SpecData):
     global_average_pool: bool = False
     """Whether a ReduceMean over all space is written as GlobalAveragePool, for which there is an
     INT8 kernel."""
+    dynamic: Literal["matmul_integer", "weights"] | None = None
+    """What there is without calibration: `matmul_integer` where DynamicQuantizeLinear and
+    MatMulInteger have kernels, `weights` where int8 weights behind a DequantizeLinear stay int8 in
+    memory, None where neither is."""
     rules: Mapping[str, OperatorRule]
     """From the operator type (default domain) to its rule; what is not listed stays float."""
 
@@ -285,9 +289,6 @@ class BuildContext:
     workspace: Path
     """An empty folder for temporary files."""
     seed: int = 0
-    measure_speedup: Callable[[Model, Model], float] | None = None
-    """Measures how many times faster the second model is than the first, on this target; None
-    where measuring is off, and then nothing that has to win by measuring is kept."""
     notes: list[str] = field(default_factory=list)
     """Lines for the report."""
 
@@ -322,8 +323,17 @@ class Target(BaseModel, ABC):
     def spec(self) -> TargetSpec:
         """The data that passes read. Cheap: imports nothing heavy."""
 
+    @property
+    def legalization(self) -> Literal["never", "measured", "always"]:
+        """Whether `legalize` is asked, and whether its result has to win by measuring."""
+        return "never"
+
     def legalize(self, model: Model, context: BuildContext) -> Model:
-        """Rewrites standard ONNX into what only this runtime knows; kept only where it wins."""
+        """Rewrites standard ONNX into what only this runtime knows, on a copy.
+
+        Says in `context.notes` what it did; returns `model` itself where there is nothing to do.
+        Raises CellError where it breaks: the cell then stays as it is.
+        """
         return model
 
     @abstractmethod

@@ -21,6 +21,7 @@ from optimc.pipeline.engines import EngineBuilder
 from optimc.pipeline.evaluation import check_metrics
 from optimc.pipeline.ingest import read_source
 from optimc.pipeline.inner_values import InnerValues
+from optimc.pipeline.legalization import legalize_cells
 from optimc.pipeline.lock import lock_path, read_lock, refuse_differences
 from optimc.pipeline.manager import PassInputs, PassManager, PassOutcome
 from optimc.pipeline.observer import BuildObserver, Dumper
@@ -28,6 +29,7 @@ from optimc.pipeline.oracle import Oracle
 from optimc.pipeline.outputs import verified_by
 from optimc.pipeline.parallel import run_side_by_side
 from optimc.pipeline.plan import Step, make_plan
+from optimc.pipeline.preprocess import starting_point
 from optimc.pipeline.probes import Effort, ProbeSource, probes_digest
 from optimc.pipeline.verification import PASSED, PassVerifier, Segment, Verdict
 
@@ -107,6 +109,7 @@ class Build:
         if self.options.measure:
             check_metrics(self.recipe, self.data.evaluation, self.source.model.signature)
         self._check_lock()
+        self.start = starting_point(self.recipe, self.source, self.data, cache, self.limits)
         self._note_what_is_special()
         self.cache, self.workspace = cache, workspace
         self._build_cells()
@@ -122,7 +125,7 @@ class Build:
             refuse_differences(self.locked, lock_inputs(self), path)
 
     def _note_what_is_special(self) -> None:
-        self.notes += self.source.notes
+        self.notes += [*self.source.notes, *self.start.notes]
         if self.data.random:
             self.warnings.append(
                 "no calibration data is named: ranges and checks are of seeded random data"
@@ -163,14 +166,15 @@ class Build:
                     self.results[item[0]], item[1], engine_oracle, skip
                 ),
             )
+            self.legalized = legalize_cells(self, models, engine_oracle, skip)
 
     def _probes(self) -> ProbeSource:
         return ProbeSource(
-            signature=self.source.model.signature,
+            signature=self.start.model.signature,
             dims=self.data.dims,
-            inputs=self.recipe.inputs,
+            inputs=self.start.inputs,
             seed=self.recipe.seed,
-            samples=self.data.samples(_CALIBRATION_PROBES),
+            samples=self.start.data.samples(_CALIBRATION_PROBES),
         )
 
     def _run_passes(self, verifier: PassVerifier, oracle: Oracle) -> dict[str, OnnxModel]:
@@ -188,8 +192,8 @@ class Build:
             judge_lossy=self._judges_lossy_passes(),
         )
         models: dict[str, OnnxModel] = {}
-        start = Segment(self.source.model.digest, self.source.path)
-        self._walk(self.plan.root, self.source.model, start, (), models)
+        start = Segment(self.start.model.digest, self.start.path)
+        self._walk(self.plan.root, self.start.model, start, (), models)
         return models
 
     def _judges_lossy_passes(self) -> bool:
@@ -241,8 +245,8 @@ class Build:
             from optimc.calibration.observe import ActivationCalibration
 
             self._observed = ActivationCalibration(
-                self.source.model,
-                self.data.calibration,
+                self.start.model,
+                self.start.data.calibration,
                 seed=self.recipe.seed,
                 store=self.cache,
                 limits=self.limits,
@@ -263,8 +267,8 @@ class Build:
                 lossy=result.lossy,
                 model=model,
                 model_path=self.path_of(model),
-                source=self.source.model,
-                source_path=self.source.path,
+                source=self.start.model,
+                source_path=self.start.path,
                 oracle=oracle,
                 skip_reason=skip,
             )
@@ -282,8 +286,8 @@ class Build:
         self.observer.on_detail(f"{cell.name:<28} {state}, {engine.bytes / 1e6:.2f} MB")
 
     def path_of(self, model: OnnxModel) -> Path:
-        """The model's file in the cache; models that passes left unchanged are the source."""
-        return model.path or self.source.path
+        """The model's file in the cache; models that passes left unchanged are the first one."""
+        return model.path or self.start.path
 
     def cells_alive(self) -> list[CellResult]:
         """The cells that are built so far."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from optimc.core.cpu import cpu_features
 from optimc.core.digest import digest_of
 from optimc.core.errors import CellError
-from optimc.core.model import OnnxModel
+from optimc.core.model import OnnxModel, load_model
 from optimc.core.targets import BuildContext, Engine, Target
 from optimc.core.worker import Limits
 from optimc.pipeline.cache import Cache
@@ -82,13 +82,40 @@ class EngineBuilder:
     def _build(self, name: str, target: Target, model: OnnxModel, out: Path) -> None:
         self.builds += 1
         with tempfile.TemporaryDirectory(prefix="build-", dir=self.workspace) as folder:
-            context = BuildContext(workspace=Path(folder), seed=self.seed)
-            legal = target.legalize(model, context)
             stored = Path(folder) / "model"
-            legal.save(stored)
+            model.save(stored)
             build_engine(
                 target, stored, out, name=f"building {name}", limits=self.limits, seed=self.seed
             )
+
+    def legalized(self, target: Target, model: OnnxModel) -> tuple[OnnxModel, str] | None:
+        """The model with what only the target's runtime knows, and what that is, in words.
+
+        None where there is nothing of the kind. Raises CellError where the rewriting breaks.
+        """
+        key = digest_of(
+            ["legal", model.digest, model.names_digest],
+            [target.model_dump(mode="json", exclude={"optional"}), self.seed],
+            [compiler_digest(), source_digest(type(target)), tool_versions(target.tools)],
+            tool_versions(["onnx-ir", "onnxscript"]),
+        )
+        entry = self.cache.get("legal", key)
+        if entry is None:
+            entry = self.cache.put("legal", key, lambda out: self._legalize(target, model, out))
+        notes = json.loads((entry / "notes.json").read_text(encoding="utf-8"))
+        if not (entry / "model").exists():
+            return None
+        legal = load_model(entry / "model")
+        assert isinstance(legal, OnnxModel)
+        return legal, "; ".join(notes)
+
+    def _legalize(self, target: Target, model: OnnxModel, out: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix="legalize-", dir=self.workspace) as folder:
+            context = BuildContext(workspace=Path(folder), seed=self.seed)
+            legal = target.legalize(model, context)
+            if legal is not model:
+                legal.save(out / "model")
+        (out / "notes.json").write_text(json.dumps(context.notes), encoding="utf-8")
 
     def prove(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +102,9 @@ class Evaluator:
 
     metrics: Mapping[str, Metric]
     dataset: Dataset
+    """What the source takes."""
+    raw: Dataset
+    """The same samples as the cells' engines take them: without the steps that these hold."""
     dims: Mapping[str, DimRange]
     signature: Signature
     cache: Cache
@@ -113,7 +117,7 @@ class Evaluator:
     def evaluate_source(self, engine: Engine) -> None:
         """Evaluates the source; has to come before `evaluate`."""
         self._source = engine
-        self._records = self._run("the source", engine)
+        self._records = self._run("the source", engine, self.dataset)
 
     def source_values(self) -> dict[str, float]:
         """The source's value of every metric."""
@@ -124,7 +128,7 @@ class Evaluator:
 
         Raises InputError where data or labels do not fit a metric, WorkerError as engines die.
         """
-        records = self._run(name, engine)
+        records = self._run(name, engine, self.raw)
         results = {}
         for key, metric in self.metrics.items():
             drop = compare(metric, self._records[key], records[key], seed=self.seed)
@@ -137,19 +141,19 @@ class Evaluator:
             )
         return results
 
-    def _run(self, name: str, engine: Engine) -> dict[str, Records]:
+    def _run(self, name: str, engine: Engine, dataset: Dataset) -> dict[str, Records]:
         """The records of every metric, from the cache where all are there."""
-        keys = {key: self._key(metric, engine) for key, metric in self.metrics.items()}
+        keys = {key: self._key(metric, engine, dataset) for key, metric in self.metrics.items()}
         found = {key: self._remembered(known) for key, known in keys.items()}
         missing = [key for key, records in found.items() if records is None]
-        fresh = self._measure(name, engine, missing) if missing else {}
+        fresh = self._measure(name, engine, missing, dataset) if missing else {}
         for key, records in fresh.items():
             known = keys[key]
             if known is not None:
                 self._remember(known, records)
         return {key: fresh.get(key) or found[key] or {} for key in self.metrics}
 
-    def _key(self, metric: Metric, engine: Engine) -> str | None:
+    def _key(self, metric: Metric, engine: Engine, dataset: Dataset) -> str | None:
         """The cache key; None for the user's own code, which can change unseen."""
         if not isinstance(metric, SampleMetric):
             return None
@@ -157,7 +161,13 @@ class Evaluator:
         source = self._source.manifest["files"] if self._source and metric.needs_source else None
         return digest_of(
             ["evaluation", engine.manifest["files"], engine.manifest["session"], source],
-            [self.dataset.digest, metric.name, metric.model_dump(mode="json"), self._batch()],
+            [
+                self.dataset.digest,
+                dataset.digest,
+                metric.name,
+                metric.model_dump(mode="json"),
+                self._batch(),
+            ],
             [compiler_digest(), sorted(cpu_features()), tool_versions(tools)],
         )
 
@@ -178,7 +188,9 @@ class Evaluator:
 
         self.cache.put("evaluation", key, write)
 
-    def _measure(self, name: str, engine: Engine, wanted: list[str]) -> dict[str, Records]:
+    def _measure(
+        self, name: str, engine: Engine, wanted: list[str], dataset: Dataset
+    ) -> dict[str, Records]:
         recorders = {key: self.metrics[key].recorder() for key in wanted}
         against_source = any(self.metrics[key].needs_source for key in wanted)
         with ExitStack() as stack:
@@ -193,9 +205,15 @@ class Evaluator:
                 )
                 other.reopen()
             done = 0
-            for count, feeds, labels in self._batches():
+            references = self._batches(self.dataset) if other else repeat(None)
+            # Without an end of its own, the second one ends with the first.
+            for (count, feeds, labels), reference in zip(
+                self._batches(dataset), references, strict=False
+            ):
                 outputs = _first(worker.run(feeds), count, feeds)
-                source = _first(other.run(feeds), count, feeds) if other else None
+                source = None
+                if other and reference:
+                    source = _first(other.run(reference[1]), count, reference[1])
                 for recorder in recorders.values():
                     recorder.update(outputs, labels, source)
                 done += count
@@ -214,10 +232,10 @@ class Evaluator:
         size = min(dim.max, max(_BATCH, dim.min))
         return max(size - size % dim.multiple_of, dim.min)
 
-    def _batches(self) -> Iterator[tuple[int, Arrays, NDArray[Any] | None]]:
+    def _batches(self, dataset: Dataset) -> Iterator[tuple[int, Arrays, NDArray[Any] | None]]:
         """Real samples in a batch, its feeds (filled up where the model takes no less), labels."""
         size = self._batch()
-        for batch in self.dataset.batches(size):
+        for batch in dataset.batches(size):
             count = len(next(iter(batch.feeds.values())))
             feeds = batch.feeds if self._takes(count) else _filled(batch.feeds, size)
             yield count, feeds, batch.labels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from optimc.pipeline.gate import GateResult, judge
 from optimc.pipeline.lock import lock_path, read_lock, refuse_differences, write_lock
 from optimc.pipeline.parallel import run_side_by_side
 from optimc.pipeline.probes import seeded_array
-from optimc.pipeline.timing import SOURCE, BuildTimings, CellTiming, Subject, Timer
+from optimc.pipeline.timing import SOURCE, BuildTimings, Case, CellTiming, Subject, Timer
 from optimc.pipeline.versions import tool_versions
 from optimc.report import schema
 from optimc.report.values import Skipped
@@ -30,7 +30,9 @@ from optimc.report.write import write_report
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from optimc.core.model import Signature
     from optimc.pipeline.build import Build
+    from optimc.pipeline.recipe.schema import InputSpec
 
 NOT_ASKED = "measuring is off (--no-measure)"
 RELATIVE_DROP = 0.01
@@ -63,6 +65,7 @@ def evaluate(build: Build) -> dict[str, float]:
     evaluator = Evaluator(
         metrics=loaded_metrics(build.recipe),
         dataset=dataset,
+        raw=build.start.data.evaluation or dataset,
         dims=build.data.dims,
         signature=build.source.model.signature,
         cache=build.cache,
@@ -128,7 +131,7 @@ def time_cells(build: Build) -> BuildTimings:
     decided = None
     if build.recipe.benchmark.until == "decided" and build.recipe.gate is not None:
         decided = _question(build, alive)
-    timings = timer.run(cells, references, _cases(build), decided)
+    timings = timer.run(cells, references, benchmark_cases(build), decided)
     for name, result in alive.items():
         if name in timings.failures:
             result.fail(timings.failures[name])
@@ -187,18 +190,30 @@ def _question(build: Build, alive: Mapping[str, CellResult]) -> Any:
     return decided
 
 
-def _cases(build: Build) -> list[tuple[Mapping[str, int], Mapping[str, NDArray[Any]]]]:
+def benchmark_cases(build: Build) -> list[Case]:
+    """The sizes of every benchmark case, with seeded inputs of these sizes."""
     typical = {name: dim.typical for name, dim in build.data.dims.items()}
-    rng = np.random.default_rng(build.recipe.seed)
-    found: list[tuple[Mapping[str, int], Mapping[str, NDArray[Any]]]] = []
-    for case in build.recipe.benchmark.cases or ({},):
-        sizes = {**typical, **case}
-        feeds = {
-            spec.name: seeded_array(spec, build.recipe.inputs.get(spec.name), sizes, rng)
-            for spec in build.source.model.signature.inputs
+    found = [{**typical, **case} for case in build.recipe.benchmark.cases or ({},)]
+    reference = _seeded(build.source.model.signature, build.recipe.inputs, found, build.recipe.seed)
+    feeds = _seeded(build.start.model.signature, build.start.inputs, found, build.recipe.seed)
+    return [Case(*case) for case in zip(found, feeds, reference, strict=True)]
+
+
+def _seeded(
+    signature: Signature,
+    declared: Mapping[str, InputSpec],
+    cases: Sequence[Mapping[str, int]],
+    seed: int,
+) -> list[dict[str, NDArray[Any]]]:
+    """For each case the feeds of a model with this signature."""
+    rng = np.random.default_rng(seed)
+    return [
+        {
+            spec.name: seeded_array(spec, declared.get(spec.name), sizes, rng)
+            for spec in signature.inputs
         }
-        found.append((sizes, feeds))
-    return found
+        for sizes in cases
+    ]
 
 
 def finish(build: Build) -> schema.Report:
@@ -262,11 +277,14 @@ def _lock(build: Build, gate: GateResult) -> str | Skipped:
 
 def _choices(build: Build, gate: GateResult, path: Path) -> dict[str, Any]:
     """What was chosen by measuring; without measuring, what the lock says already stays."""
+    choices: dict[str, Any] = {"best": gate.best.name if gate.best else None}
     if not build.options.measure and path.is_file():
         kept = read_lock(path).get("choices")
         if isinstance(kept, dict):
-            return kept
-    return {"best": gate.best.name if gate.best else None}
+            choices = kept
+    # Of this build in any case: the digests of the engines depend on it.
+    choices.pop("legalized", None)
+    return {**choices, "legalized": build.legalized} if build.legalized else choices
 
 
 def lock_cells(build: Build) -> dict[str, Any]:

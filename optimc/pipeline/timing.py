@@ -48,6 +48,17 @@ class BuildTimings:
 
 
 @dataclass(frozen=True)
+class Case:
+    """A benchmark case: sizes of the dims, and inputs of these sizes for engines and references."""
+
+    sizes: Mapping[str, int]
+    feeds: Mapping[str, NDArray[Any]]
+    """What the cells' engines take."""
+    reference: Mapping[str, NDArray[Any]]
+    """What the source takes, which may lack the preprocessing that the engines have in them."""
+
+
+@dataclass(frozen=True)
 class Subject:
     """An engine to be timed: a cell's, or the source on the cell's target."""
 
@@ -73,7 +84,7 @@ class Timer:
         self,
         cells: Mapping[str, Subject],
         references: Mapping[str, Engine],
-        cases: Sequence[tuple[Mapping[str, int], Mapping[str, NDArray[Any]]]],
+        cases: Sequence[Case],
         decided: Callable[[Mapping[str, CellTiming]], bool] | None,
     ) -> BuildTimings:
         """Times `cells` and `references` (which hold `SOURCE`) on every case.
@@ -89,11 +100,13 @@ class Timer:
                 )
                 for name, engine in self._engines(cells, references).items()
             }
-            for index, (sizes, feeds) in enumerate(cases):
+            for index, case in enumerate(cases):
                 question = decided if index == 0 else None
-                self._case(result, case_name(sizes), feeds, cells, workers, question)
+                self._case(result, case, cells, workers, question)
         alive = [name for name in cells if name not in result.failures]
-        run_side_by_side(alive, lambda name: self._memory(result, name, cells[name], cases[0][1]))
+        run_side_by_side(
+            alive, lambda name: self._memory(result, name, cells[name], cases[0].feeds)
+        )
         return result
 
     def _memory(
@@ -121,16 +134,16 @@ class Timer:
     def _case(
         self,
         result: BuildTimings,
-        case: str,
-        feeds: Mapping[str, NDArray[Any]],
+        asked: Case,
         cells: Mapping[str, Subject],
         workers: Mapping[str, EngineWorker],
         decided: Callable[[Mapping[str, CellTiming]], bool] | None,
     ) -> None:
+        case = case_name(asked.sizes)
         while True:
             alive = {name: w for name, w in workers.items() if name not in result.failures}
-            for worker in alive.values():
-                worker.bind(feeds)
+            for name, worker in alive.items():
+                worker.bind(asked.feeds if name in cells else asked.reference)
             judged = {name: cell for name, cell in cells.items() if name in alive}
 
             def question(timings: Timings, judged: Mapping[str, Subject] = judged) -> bool:

@@ -122,12 +122,17 @@ def scatter(report: Report) -> Scatter | None:
 def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     """Round values (steps of 1, 2 or 5 times a power of ten) from at or below `low` to at or
     above `high`."""
-    span = high - low or abs(high) * 0.1 or 1.0
+    span = _span(low, high) or abs(high) * 0.1 or 1.0
     power: float = 10.0 ** math.floor(math.log10(span / wanted))
     step = next(m * power for m in (1, 2, 5, 10) if span / (m * power) <= wanted)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     last = max(last, first + 1)
     return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def _span(low: float, high: float) -> float:
+    """How far the two are apart; 0 where they are equal but for a rounding."""
+    return high - low if high - low > 1e-9 * max(abs(low), abs(high)) else 0.0
 
 
 def _labelled(values: Sequence[float], scale: Scale) -> tuple[Tick, ...]:
@@ -154,7 +159,7 @@ def strip(
     """`value`, `ends` and `band` on a line that holds all of `span`, with room on both sides."""
     values = [*span, reference, *(band or ())]
     low, high = min(values), max(values)
-    room = (high - low) / 6 or abs(high) or 1.0
+    room = _span(low, high) / 6 or abs(high) or 1.0
     scale = Scale(low - room, high + room, 0, 100)
     places = (scale(band[0]), scale(band[1])) if band else None
     return Strip(scale(ends[0]), scale(ends[1]), scale(value), scale(reference), places)

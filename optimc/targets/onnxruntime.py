@@ -67,6 +67,11 @@ class OnnxRuntime(Target):
     graph_optimization: Literal["all", "extended", "basic", "disabled"] = "all"
     """How far the runtime rewrites the graph when it opens it."""
 
+    fusions: bool | Literal["auto"] = "auto"
+    """Attention, skip-LayerNorm and bias-GELU as operators that only this runtime has: `auto` keeps
+    them where they verify and measuring says that they are faster on this machine (never under
+    `--no-measure`), `true` where they verify."""
+
     tools: ClassVar[tuple[str, ...]] = ("onnxruntime",)
 
     @classmethod
@@ -96,6 +101,24 @@ class OnnxRuntime(Target):
             cpu_features=features,
         )
 
+    @property
+    def legalization(self) -> Literal["never", "measured", "always"]:
+        if self.fusions == "auto":
+            return "measured"
+        return "always" if self.fusions else "never"
+
+    def legalize(self, model: Model, context: BuildContext) -> Model:
+        from optimc.targets.onnxruntime_fusions import fused
+
+        assert isinstance(model, OnnxModel)
+        found = fused(model)
+        if found is None:
+            return model
+        legal, added = found
+        listed = ", ".join(f"{count} {name}" for name, count in sorted(added.items()))
+        context.notes.append(f"fused {listed} ({model.stats.nodes} -> {legal.stats.nodes} nodes)")
+        return legal
+
     def build(self, model: Model, folder: Path, context: BuildContext) -> Engine:
         assert isinstance(model, OnnxModel)
         check_exchange(model.signature, NUMBERS | {"string"}, NAME)
@@ -105,7 +128,7 @@ class OnnxRuntime(Target):
             "graph_optimization": self.graph_optimization,
             "precision": _float_type(folder / MODEL),
         }
-        main, notes = MODEL, list(context.notes)
+        main, notes = MODEL, [*context.notes, *_own_operators(folder / MODEL)]
         if self.optimized:
             options = session_options(session)
             large = model.stats.bytes > EXTERNAL_DATA_THRESHOLD
@@ -193,6 +216,17 @@ def _float_type(path: Path) -> str:
     graph = onnx.load(str(path), load_external_data=False).graph
     half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in graph.initializer)
     return "f16" if half else "f32"
+
+
+def _own_operators(path: Path) -> list[str]:
+    """A note where the model holds operators that no other runtime has."""
+    import onnx
+
+    model = onnx.load(str(path), load_external_data=False)
+    own = sorted({node.op_type for node in model.graph.node if node.domain == "com.microsoft"})
+    if not own:
+        return []
+    return [f"holds {', '.join(own)} of the domain com.microsoft, which only {NAME} runs"]
 
 
 class OnnxRuntimeSession(Session):

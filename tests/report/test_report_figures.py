@@ -5,7 +5,7 @@ import math
 import pytest
 
 from optimc.report import figures
-from optimc.report.chart import ticks
+from optimc.report.chart import strip, ticks
 from optimc.report.values import Skipped
 
 
@@ -83,3 +83,9 @@ def test_ticks_are_round_and_hold_the_range(low: float, high: float) -> None:
     assert marks[-1] >= high - 1e-9
     assert 2 <= len(marks) <= 8
     assert marks == sorted(set(marks))
+
+
+def test_values_that_differ_by_a_rounding_have_a_scale() -> None:
+    below = math.nextafter(1.0, 0.0)
+    assert ticks(below, 1.0) == ticks(1.0, 1.0)
+    assert strip(1.0, (1.0, 1.0), below, ()).value == 50.0

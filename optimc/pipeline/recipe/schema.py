@@ -185,6 +185,15 @@ class Gate(Part):
         return (self.ship,) if isinstance(self.ship, str) else self.ship
 
 
+class Preprocess(Part):
+    """What of the preprocessing becomes a part of the model."""
+
+    embed: bool = False
+    """Put the last steps of the data's `transform` into the model, so that engines take what these
+    start from, such as uint8 pixels; steps that ONNX cannot do stay outside. The pass
+    `fold_preprocess` then folds the arithmetic into the first convolution."""
+
+
 class WorkerLimits(Part):
     """What each worker process (one engine, one model load) may use."""
 
@@ -234,6 +243,8 @@ class Sections(Part):
     """Where every random choice starts from."""
     data: Data | None = None
     """The data splits. Without them, inputs are drawn by the seed, and figures say so."""
+    preprocess: Preprocess = Field(default_factory=Preprocess)
+    """What of the preprocessing becomes a part of the model."""
     benchmark: Benchmark = Field(default_factory=Benchmark)
     """How latency is measured."""
     gate: Gate | None = None
