@@ -9,18 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    model_validator,
-)
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from optimc.core.descriptions import wanted
+from optimc.calibration.options import Options
 from optimc.core.errors import InputError, did_you_mean, unknown_name
 
 if TYPE_CHECKING:
@@ -49,14 +41,6 @@ NumericDtype: TypeAlias = Literal[
     "float32",
     "float64",
 ]
-
-
-class Options(BaseModel):
-    """Base of everything that a recipe says about data."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=wanted()
-    )
 
 
 class Divide(Options):

@@ -18,13 +18,14 @@ from optimc.measure.metrics import compare
 from optimc.measure.statistics import Interval
 from optimc.measure.user_metric import UserMetric
 from optimc.pipeline.cache import Cache
+from optimc.pipeline.ordering import Result, has_rows, in_order
 from optimc.pipeline.versions import compiler_digest, tool_versions
 from optimc.targets.client import EngineWorker
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from optimc.calibration.dataset import Dataset
+    from optimc.calibration.dataset import Batch, Dataset
     from optimc.core.model import Signature
     from optimc.measure.metric import Records
     from optimc.pipeline.recipe.schema import DimRange, Recipe
@@ -128,7 +129,7 @@ class Evaluator:
                 value=metric.value(records[key]),
                 source=metric.value(self._records[key]),
                 drop=drop,
-                samples=len(self.dataset),
+                samples=len(self.dataset) // self.dataset.samples_per_label,
                 better=metric.better,
             )
         return results
@@ -187,15 +188,37 @@ class Evaluator:
                     EngineWorker(self._source, name="the source's engine", limits=self.limits)
                 )
                 other.reopen()
-            done = 0
-            for count, feeds, labels in self._batches():
-                outputs = _first(worker.run(feeds), count)
-                source = _first(other.run(feeds), count) if other else None
+            results = self._results(name, worker, other, self._judged(wanted))
+            per_label, rows = self.dataset.samples_per_label, has_rows(self.signature)
+            for result in in_order(results, per_label, rows=rows):
                 for recorder in recorders.values():
-                    recorder.update(outputs, labels, source)
-                done += count
-                self.progress(done / len(self.dataset), f"{name}: {done} of {len(self.dataset)}")
+                    recorder.update(result.outputs, result.labels, result.source)
         return {key: recorder.records() for key, recorder in recorders.items()}
+
+    def _judged(self, wanted: list[str]) -> set[str] | None:
+        """Outputs of pairs that are put together: those that metrics judge; None for all."""
+        metrics = [self.metrics[key] for key in wanted]
+        if self.dataset.samples_per_label == 1:
+            return None
+        if not all(isinstance(metric, SampleMetric) for metric in metrics):
+            return None
+        first = self.signature.outputs[0].name
+        return {getattr(metric, "output", None) or first for metric in metrics}
+
+    def _results(
+        self, name: str, worker: EngineWorker, other: EngineWorker | None, judged: set[str] | None
+    ) -> Iterator[Result]:
+        """What comes of each batch, in the order of batches."""
+        done = 0
+        for count, feeds, batch in self._batches():
+            outputs, source = (
+                _first(engine.run(feeds), count, judged) if engine else None
+                for engine in (worker, other)
+            )
+            assert outputs is not None
+            yield Result(batch.numbers, outputs, source, batch.labels)
+            done += count
+            self.progress(done / len(self.dataset), f"{name}: {done} of {len(self.dataset)}")
 
     def _batch(self) -> int:
         """Samples in one run: what the model fixes, or its batch dim allows, up to `_BATCH`."""
@@ -209,13 +232,13 @@ class Evaluator:
         size = min(dim.max, max(_BATCH, dim.min))
         return max(size - size % dim.multiple_of, dim.min)
 
-    def _batches(self) -> Iterator[tuple[int, Arrays, NDArray[Any] | None]]:
-        """Real samples in a batch, its feeds (filled up where the model takes no less), labels."""
+    def _batches(self) -> Iterator[tuple[int, Arrays, Batch]]:
+        """Real samples in a batch, its feeds (filled up where the model takes no less), itself."""
         size = self._batch()
         for batch in self.dataset.batches(size):
             count = len(next(iter(batch.feeds.values())))
             feeds = batch.feeds if self._takes(count) else _filled(batch.feeds, size)
-            yield count, feeds, batch.labels
+            yield count, feeds, batch
 
     def _takes(self, count: int) -> bool:
         from optimc.calibration.checks import fixed_batch
@@ -239,6 +262,10 @@ def _filled(feeds: Arrays, size: int) -> Arrays:
     }
 
 
-def _first(outputs: Arrays, count: int) -> Arrays:
+def _first(outputs: Arrays, count: int, judged: set[str] | None) -> Arrays:
     """The outputs of the first `count` samples, where an output has a row for each."""
-    return {name: array[:count] if array.ndim else array for name, array in outputs.items()}
+    return {
+        name: array[:count] if array.ndim else array
+        for name, array in outputs.items()
+        if judged is None or name in judged
+    }
