@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from optimc.calibration.dataset import Labels
     from optimc.core.model import TensorSpec
 
     Array = NDArray[np.generic]
@@ -133,6 +134,12 @@ class ArrayDataset(Dataset):
                 name: self._transformed(name, array[rows]) for name, array in self._arrays.items()
             }
             yield Batch(feeds, None if labels is None else labels[rows], first)
+
+    def labels(self) -> Iterator[Labels]:
+        labels = self._label_array
+        for first in range(0, 0 if labels is None else len(self), 1024):
+            assert labels is not None
+            yield labels[first : first + 1024]
 
     def _transformed(self, name: str, batch: Array) -> Array:
         try:

@@ -100,6 +100,12 @@ class Dataset(ABC):
         """Whether batches carry labels."""
         return False
 
+    def labels(self) -> Iterator[Labels]:
+        """The labels alone, in pieces; nothing where there are none."""
+        for batch in self.batches(SCAN_BATCH):
+            if batch.labels is not None:
+                yield batch.labels
+
     def sample_digests(self) -> list[bytes]:
         """One 16-byte digest for each whole sample (each pair, where samples come in pairs), labels
         left out.

@@ -33,6 +33,11 @@ class SourceOptions(Options):
     take: Annotated[int, Field(ge=1)] | None = None
     """Use only this many samples: the first ones, or drawn by the seed where `shuffle` is set."""
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether there is something for metrics to compare with, as far as the recipe says it."""
+        return getattr(self, "labels", True) is not None
+
     def files(self, base: Path) -> list[Path]:
         """The files that the recipe names, which have to be there."""
         return []

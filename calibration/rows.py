@@ -158,7 +158,7 @@ def _json_rows(path: Path, columns: Sequence[Column]) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            content = json.loads(line)
+            content = json.loads(line.rstrip("\r\n"))
         except (ValueError, RecursionError) as error:
             reason = getattr(error, "msg", "nested too deeply")
             column = f":{error.colno}" if isinstance(error, json.JSONDecodeError) else ""

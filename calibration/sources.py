@@ -10,12 +10,14 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import BeforeValidator, Discriminator, Tag
 
+from optimc.calibration.call import CallSource
+from optimc.calibration.images import ImageSource
 from optimc.calibration.npy import NpySource
 from optimc.calibration.npz import NpzSource
 from optimc.calibration.text import CsvSource, JsonLinesSource, ParquetSource, TsvSource
 from optimc.calibration.transforms import keys_of, unknown_choice
 
-KINDS = ("npz", "npy", "csv", "tsv", "jsonl", "parquet")
+KINDS = ("npz", "npy", "csv", "tsv", "jsonl", "parquet", "images", "call")
 
 
 def source_kind(value: Any) -> str | None:
@@ -35,7 +37,9 @@ DataSource: TypeAlias = Annotated[
     | Annotated[CsvSource, Tag("csv")]
     | Annotated[TsvSource, Tag("tsv")]
     | Annotated[JsonLinesSource, Tag("jsonl")]
-    | Annotated[ParquetSource, Tag("parquet")],
+    | Annotated[ParquetSource, Tag("parquet")]
+    | Annotated[ImageSource, Tag("images")]
+    | Annotated[CallSource, Tag("call")],
     Discriminator(source_kind),
     BeforeValidator(_known_kind),
 ]

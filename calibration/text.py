@@ -58,8 +58,8 @@ class TextOptions(Selection):
     inputs: dict[str, TokenField] = Field(
         default={"input_ids": "input_ids", "attention_mask": "attention_mask"}, min_length=1
     )
-    """From each of the model's inputs to what feeds it: `input_ids`, `attention_mask` (1 for tokens,
-    0 for padding) or `token_type_ids` (1 for the second segment)."""
+    """From each of the model's inputs to what feeds it: `input_ids`, `attention_mask` (1 for
+    tokens, 0 for padding) or `token_type_ids` (1 for the second segment)."""
     dtype: Literal["int64", "int32"] = "int64"
     """The element type of all of them."""
     max_length: Length | None = None

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimc.calibration.dataset import SCAN_BATCH
+from optimc.calibration.dataset import SCAN_BATCH, joined_labels
 from optimc.calibration.grouped import GroupedDataset, Sample, Shapes
 from optimc.calibration.labels import label_of, same_kind
 from optimc.calibration.rows import read_rows
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import tokenizers
     from numpy.typing import NDArray
 
-    from optimc.calibration.dataset import Label
+    from optimc.calibration.dataset import Label, Labels
     from optimc.calibration.rows import Column, Row
     from optimc.calibration.text import TextOptions
     from optimc.calibration.tokens import Segment, TextTokenizer
@@ -52,10 +52,12 @@ class TextDataset(GroupedDataset):
         self._tokenizer: TextTokenizer = load_tokenizer(
             tokenizer, options.longest, options.pad_token
         )
+        self._tokenizer.check_room(options.pair is not None, str(tokenizer))
         self.samples_per_label = 2 if options.pairs else 1
         texts = options.pairs or [c for c in (options.text, options.pair) if c is not None]
         labels = options.labels if isinstance(options.labels, list) else [options.labels]
         self._texts = len(texts)
+        self._of_words = options.words and not isinstance(options.labels, list)
         columns: list[Column] = [*texts, *(c for c in labels if c is not None)]
         stored = read_rows(path, options.kind, columns)
         self._rows = [stored[row] for row in options.chosen(len(stored), seed, self.where)]
@@ -79,7 +81,7 @@ class TextDataset(GroupedDataset):
         for row in self._rows:
             values = row.values[self._texts :]
             value = values[0] if len(values) == 1 else list(values)
-            if not isinstance(self._options.labels, list) and self._options.words:
+            if self._of_words:
                 self._check_words(row, value)
             found.append(label_of(value, self._options.label_map, self._place(row)))
         return same_kind(found)
@@ -127,6 +129,12 @@ class TextDataset(GroupedDataset):
         texts = [canonical_json(row.values[: self._texts]) for row in self._rows]
         return [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts]
 
+    def labels(self) -> Iterator[Labels]:
+        if self._labels is not None and not self._of_words:
+            yield joined_labels(self._labels)
+        elif self._labels is not None:
+            yield from super().labels()
+
     def samples(self) -> Iterator[Sample]:
         rows = max(1, SCAN_BATCH // self.samples_per_label)
         for first in range(0, len(self._rows), rows):
@@ -164,7 +172,7 @@ class TextDataset(GroupedDataset):
             name: np.array(columns[column], dtype) for name, column in self._options.inputs.items()
         }
         label: Label | None = self._labels[row] if self._labels is not None else None
-        if isinstance(label, np.ndarray) and self._options.words:
+        if isinstance(label, np.ndarray) and self._of_words:
             label = _of_tokens(label, encoding.word_ids)
         return self._padded(Sample(feeds, label), self._length(len(encoding.ids)))
 
@@ -193,7 +201,7 @@ class TextDataset(GroupedDataset):
             for name, feed in sample.feeds.items()
         }
         label = sample.label
-        if isinstance(label, np.ndarray) and self._options.words:
+        if isinstance(label, np.ndarray) and self._of_words:
             label = padded(label, IGNORED)
         return Sample(feeds, label)
 

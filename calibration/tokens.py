@@ -37,6 +37,16 @@ class TextTokenizer:
     pad_type_id: int
     pad_left: bool
 
+    def check_room(self, pair: bool, where: str) -> None:
+        """Raises InputError where `max_length` leaves no room beside the special tokens."""
+        special = self.tokenizer.num_special_tokens_to_add(pair)
+        if special >= self.max_length:
+            raise InputError(
+                f"adds {special} special tokens, which leaves no room in {self.max_length}",
+                where=where,
+                fix="make `max_length`, or the last length of `padding`, greater",
+            )
+
     def encode(
         self, texts: Sequence[Segment | tuple[Segment, Segment]], *, words: bool
     ) -> list[tokenizers.Encoding]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
+from optimc.calibration.image_steps import CenterCrop, Letterbox, Pad, Resize
 from optimc.calibration.options import Options
 from optimc.core.errors import InputError, did_you_mean, unknown_name
 
@@ -141,7 +142,8 @@ class Squeeze(Options):
 
 
 _NAMED = ("nchw", "nhwc")
-_KEYED = ("divide", "multiply", "normalize", "cast", "expand_dims", "squeeze")
+_SIZES = ("resize", "center_crop", "letterbox", "pad")
+_KEYED = ("divide", "multiply", "normalize", "cast", "expand_dims", "squeeze", *_SIZES)
 KNOWN_STEPS = (*_NAMED, *_KEYED)
 
 
@@ -178,7 +180,11 @@ Step: TypeAlias = Annotated[
     | Annotated[Normalize, Tag("normalize")]
     | Annotated[Cast, Tag("cast")]
     | Annotated[ExpandDims, Tag("expand_dims")]
-    | Annotated[Squeeze, Tag("squeeze")],
+    | Annotated[Squeeze, Tag("squeeze")]
+    | Annotated[Resize, Tag("resize")]
+    | Annotated[CenterCrop, Tag("center_crop")]
+    | Annotated[Letterbox, Tag("letterbox")]
+    | Annotated[Pad, Tag("pad")],
     Discriminator(_step_kind),
     BeforeValidator(_known_step),
 ]

@@ -147,7 +147,6 @@ class _ArrayRecorder:
         self._batches: list[Records] = []
 
     def update(self, outputs: Outputs, labels: Any, source: Outputs | None = None) -> None:
-        import numpy as np
 
         metric = self._metric
         if labels is None and metric.needs_labels:
@@ -159,9 +158,19 @@ class _ArrayRecorder:
         self._batches.append(
             metric.record(
                 metric.select(outputs),
-                None if labels is None else np.asarray(labels),
+                None if labels is None else self._regular(labels),
                 None if source is None else metric.select(source),
             )
+        )
+
+    def _regular(self, labels: Any) -> Array:
+        import numpy as np
+
+        if isinstance(labels, np.ndarray) or all(isinstance(x, int | float) for x in labels):
+            return np.asarray(labels)
+        raise self._metric.fail(
+            "labels differ in shape from sample to sample, or are arrays by name",
+            "take a metric for such labels, or labels with one array of one shape a sample",
         )
 
     def records(self) -> Records:

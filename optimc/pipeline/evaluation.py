@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
     Arrays = Mapping[str, NDArray[Any]]
 
-_CHECKED = 1024
-"""Labels that are looked at at once."""
 _BATCH = 32
 """Samples in one run where the model's batch is free: enough to keep a call's overhead small."""
 
@@ -71,6 +69,12 @@ def check_metrics(recipe: Recipe, dataset: Dataset | None, signature: Signature)
 
     outputs = {spec.name: spec for spec in signature.outputs}
     for name, metric in loaded_metrics(recipe).items():
+        if dataset is not None and metric.needs_labels and not dataset.has_labels:
+            raise InputError(
+                f"the metric `{name}` needs labels, and the evaluation data have none",
+                where=recipe.where("metrics", name),
+                fix="name them, or let the function of `call:` yield them",
+            )
         if not isinstance(metric, SampleMetric):
             continue
         if metric.output is not None and metric.output not in outputs:
@@ -82,11 +86,16 @@ def check_metrics(recipe: Recipe, dataset: Dataset | None, signature: Signature)
         sizes = [size for size in shape[1:] if isinstance(size, int)]
         if len(sizes) < len(shape) - 1 or not isinstance(shape[0], str):
             continue
-        for batch in dataset.batches(_CHECKED):
-            assert batch.labels is not None  # the recipe's own checks saw to it
-            scores = np.zeros((len(batch.labels), *sizes), np.float32)
+        for labels in dataset.labels():
+            if isinstance(labels, list):
+                raise InputError(
+                    f"the metric `{name}` takes class numbers; these labels are of another kind",
+                    where=dataset.where,
+                    fix="name labels with one number a sample, or take another metric",
+                )
+            scores = np.zeros((len(labels), *sizes), np.float32)
             try:
-                metric.record(scores, np.asarray(batch.labels), None)
+                metric.record(scores, np.asarray(labels), None)
             except InputError as error:
                 where = f"{dataset.where}: {error.where}"
                 raise InputError(error.what, where=where, fix=error.fix) from error
