@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 WINDOW = 8
 """Batches that may wait until samples of their shape have filled them."""
+WINDOW_BYTES = 256 << 20
+"""Bytes of samples that may wait, where that is less."""
 
 Shapes: TypeAlias = tuple[tuple[str, str, tuple[int, ...]], ...]
 """Name, dtype and shape of every input, for one sample."""
@@ -43,6 +45,11 @@ class Sample:
     def shapes(self) -> Shapes:
         """Names, dtypes and shapes of the feeds."""
         return tuple((name, str(feed.dtype), feed.shape) for name, feed in self.feeds.items())
+
+    @property
+    def bytes(self) -> int:
+        """Of the feeds."""
+        return sum(feed.nbytes for feed in self.feeds.values())
 
 
 class GroupedDataset(Dataset):
@@ -69,16 +76,17 @@ class GroupedDataset(Dataset):
 
     def batches(self, size: int) -> Iterator[Batch]:
         groups: dict[Hashable, list[tuple[int, Sample]]] = {}
-        waiting = 0
+        waiting = held = 0
         for index, sample in enumerate(self.samples()):
             key = self.key(sample)
             groups.setdefault(key, []).append((index, sample))
-            waiting += 1
+            waiting, held = waiting + 1, held + sample.bytes
             full = len(groups[key]) == size
-            if full or waiting >= WINDOW * size:
+            if full or waiting >= WINDOW * size or held >= WINDOW_BYTES:
                 # Without a full group, the one that has waited longest goes.
                 group = groups.pop(key if full else next(iter(groups)))
                 waiting -= len(group)
+                held -= sum(each.bytes for _, each in group)
                 yield self._batch(group)
         for group in groups.values():
             yield self._batch(group)

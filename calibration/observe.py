@@ -166,15 +166,20 @@ class ActivationCalibration:
         total, seen = len(self._dataset), 0
         for batch in self._dataset.batches(size):
             if fixed and batch.size < fixed:
+                alike = len(self._dataset.all_sample_specs()) == 1
                 raise InputError(
                     f"{total} samples do not fill batches of {fixed}, which the model wants",
                     where=self._dataset.where,
-                    fix=f"take: {total - batch.size}" if total > batch.size else "take more data",
+                    fix=_fill_fix(total - batch.size) if alike else "give all samples one shape",
                 )
             worker.call("observe", batch.feeds, first=batch.first_index)
             seen += batch.size
             done = seen / total
             self._progress((chunk + done) / chunks, "observing the calibration data")
+
+
+def _fill_fix(whole: int) -> str:
+    return f"take: {whole}" if whole else "take more data"
 
 
 def _sizes(spec: TensorSpec) -> list[int]:
