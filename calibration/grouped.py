@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 
-from optimc.calibration.dataset import Batch, Dataset, joined_labels
+from optimc.calibration.dataset import Batch, Dataset, joined_labels, sample_digest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,6 +96,12 @@ class GroupedDataset(Dataset):
         feeds, found = self.joined([sample for _, sample in group])
         labels = [label for label in found if label is not None]
         return Batch(feeds, joined_labels(labels) if labels else None, indices[0], indices)
+
+    def sample_digests(self) -> list[bytes]:
+        return [
+            sample_digest({name: feed[None] for name, feed in sample.feeds.items()}, 0)
+            for sample in self.samples()
+        ]
 
     def sample_specs(self) -> Mapping[str, TensorSpec]:
         return self._all_specs[0]

@@ -22,6 +22,9 @@ _TOOLS = (
     ("openvino", "openvino"),
     ("nncf", "openvino"),
     ("torch", "torch"),
+    ("tokenizers", "text"),
+    ("pyarrow", "text"),
+    ("pillow", "images"),
     ("tensorrt", "tensorrt"),
 )
 

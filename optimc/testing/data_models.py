@@ -35,7 +35,10 @@ def write_sentence_model(path: Path, *, outputs: Sequence[str] = ("sentence",)) 
         helper.make_node("ReduceSum", ["mask", "one"], ["count"], keepdims=1),
         helper.make_node("Div", ["sum", "count"], ["sentence"]),
     ]
-    shapes = {"sentence": ["batch", SIZE], "words": ["batch", "length", SIZE]}
+    shapes: dict[str, list[int | str]] = {
+        "sentence": ["batch", SIZE],
+        "words": ["batch", "length", SIZE],
+    }
     constants = {"table": word_vectors(), "last": np.array([2]), "one": np.array([1])}
     inputs = [_value(n, TensorProto.INT64, ["batch", "length"]) for n in _IDS]
     made = [_value(name, TensorProto.FLOAT, shapes[name]) for name in outputs]

@@ -167,8 +167,8 @@ def test_masks_follow_the_sizes_of_the_transform(folder: Path) -> None:
         Image.fromarray(masks[name.as_posix()]).save(folder / "masks" / name)
     dataset = opened(folder, masks="masks")
     assert dataset.has_labels
-    for name, (_, mask) in by_name(dataset).items():
-        np.testing.assert_array_equal(mask, masks[name])
+    for file, (_, mask) in by_name(dataset).items():
+        np.testing.assert_array_equal(mask, masks[file])
     resized = opened(folder, masks="masks", transform=[{"resize": {"size": [10, 12]}}, "nchw"])
     (batch, *_) = resized.batches(6)
     assert batch.feeds["x"].shape == (6, 3, 10, 12)

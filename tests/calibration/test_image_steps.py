@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from optimc.calibration import image_steps
 from optimc.calibration.image_steps import Letterbox, SizeStep
 from optimc.calibration.transforms import Step, apply
-from optimc.core.errors import InputError
+from optimc.core.errors import InputError, UnavailableError
 
 Image = pytest.importorskip("PIL.Image", reason="the extra `images` is not installed")
 
@@ -129,6 +130,33 @@ def test_wrong_options_are_refused(written: Any, message: str) -> None:
     with pytest.raises(ValidationError) as caught:
         ADAPTER.validate_python(written)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("vit", "ViTImageProcessorPil"), ("clip", "CLIPImageProcessorPil")],
+)
+def test_the_pixels_are_those_of_hugging_faces_processors(module: str, name: str) -> None:
+    package = f"transformers.models.{module}.image_processing_pil_{module}"
+    processor = getattr(pytest.importorskip(package, reason="no transformers"), name)()
+    size, filters = processor.size, {2: "bilinear", 3: "bicubic"}
+    edge = size["shortest_edge"] or [size["height"], size["width"]]
+    steps = [{"resize": {"size": edge, "interpolation": filters[int(processor.resample)]}}]
+    if processor.crop_size:
+        steps.append({"center_crop": processor.crop_size["height"]})
+    constants = {"mean": list(processor.image_mean), "std": list(processor.image_std)}
+    written = [*steps, "nchw", {"divide": 255}, {"normalize": constants}]
+    image = RNG.integers(0, 256, (300, 413, 3), dtype=np.uint8)
+    expected = processor(Image.fromarray(image), return_tensors="np")["pixel_values"]
+    made = apply([ADAPTER.validate_python(entry) for entry in written], image[None])
+    np.testing.assert_allclose(made, expected, rtol=0, atol=1e-6)
+
+
+def test_a_missing_extra_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(UnavailableError) as caught:
+        step(resize={"size": 8}).apply(PIXELS)
+    assert caught.value.fix == "pip install 'optimc[images]'"
 
 
 def test_a_long_image_cannot_become_huge(monkeypatch: pytest.MonkeyPatch) -> None:

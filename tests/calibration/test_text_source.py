@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from optimc.calibration.checks import check_against, check_disjoint
 from optimc.calibration.dataset import Batch
 from optimc.calibration.sources import DataSource
 from optimc.calibration.text_dataset import TextDataset
-from optimc.core.errors import InputError
+from optimc.core.errors import InputError, UnavailableError
 from optimc.core.model import Signature, TensorSpec
 from optimc.testing.data_files import END, PAD, START, ids_of, write_lines, write_tokenizer
 
@@ -253,6 +254,13 @@ def test_wrong_options_are_refused(written: dict[str, Any], message: str) -> Non
     with pytest.raises(ValidationError) as caught:
         ADAPTER.validate_python({"csv": "data.csv", "tokenizer": "tok", "text": 0, **written})
     assert message in str(caught.value)
+
+
+def test_a_missing_extra_is_one_message(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(UnavailableError) as caught:
+        opened(folder)
+    assert caught.value.fix == "pip install 'optimc[text]'"
 
 
 def test_special_tokens_need_room(folder: Path) -> None:
