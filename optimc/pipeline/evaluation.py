@@ -61,10 +61,8 @@ def loaded_metrics(recipe: Recipe) -> dict[str, Metric]:
 def check_metrics(recipe: Recipe, dataset: Dataset | None, signature: Signature) -> None:
     """Raises InputError before any work where a metric does not fit the model or the labels.
 
-    Imports the user's own metrics. Classifiers see all labels, with scores that mean nothing.
+    Imports the user's own metrics.
     """
-    import numpy as np
-
     from optimc.measure.classification import F1, Top1, Top5
 
     outputs = {spec.name: spec for spec in signature.outputs}
@@ -86,19 +84,26 @@ def check_metrics(recipe: Recipe, dataset: Dataset | None, signature: Signature)
         sizes = [size for size in shape[1:] if isinstance(size, int)]
         if len(sizes) < len(shape) - 1 or not isinstance(shape[0], str):
             continue
-        for labels in dataset.labels():
-            if isinstance(labels, list):
-                raise InputError(
-                    f"the metric `{name}` takes class numbers; these labels are of another kind",
-                    where=dataset.where,
-                    fix="name labels with one number a sample, or take another metric",
-                )
-            scores = np.zeros((len(labels), *sizes), np.float32)
-            try:
-                metric.record(scores, np.asarray(labels), None)
-            except InputError as error:
-                where = f"{dataset.where}: {error.where}"
-                raise InputError(error.what, where=where, fix=error.fix) from error
+        _check_labels(name, metric, dataset, sizes)
+
+
+def _check_labels(name: str, metric: SampleMetric, dataset: Dataset, sizes: list[int]) -> None:
+    """Classifiers see all labels, with scores [n, *sizes] that mean nothing."""
+    import numpy as np
+
+    for labels in dataset.labels():
+        if isinstance(labels, list):
+            raise InputError(
+                f"the metric `{name}` takes class numbers; these labels are of another kind",
+                where=dataset.where,
+                fix="name labels with one number a sample, or take another metric",
+            )
+        scores = np.zeros((len(labels), *sizes), np.float32)
+        try:
+            metric.record(scores, np.asarray(labels), None)
+        except InputError as error:
+            where = f"{dataset.where}: {error.where}"
+            raise InputError(error.what, where=where, fix=error.fix) from error
 
 
 @dataclass
