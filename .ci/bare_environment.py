@@ -18,7 +18,18 @@ import sys
 import tempfile
 from pathlib import Path
 
-EXTRAS = ("nncf", "onnxsim", "openvino", "safetensors", "sklearn", "tensorrt", "torch")
+EXTRAS = (
+    "PIL",
+    "nncf",
+    "onnxsim",
+    "openvino",
+    "pyarrow",
+    "safetensors",
+    "sklearn",
+    "tensorrt",
+    "tokenizers",
+    "torch",
+)
 DECOYS = ("calibration", "json", "numpy", "onnx", "optimc", "passes", "recipes", "typer")
 
 

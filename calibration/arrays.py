@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 from pydantic import Discriminator, Field, Tag
 
 from optimc.calibration.dataset import Batch, Dataset, array_digest
-from optimc.calibration.transforms import Options, Steps, apply, per_input
+from optimc.calibration.options import Selection
+from optimc.calibration.transforms import Steps, apply, per_input
 from optimc.core.digest import digest_of
 from optimc.core.errors import InputError
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from optimc.calibration.dataset import Labels
     from optimc.core.model import TensorSpec
 
     Array = NDArray[np.generic]
@@ -39,15 +41,11 @@ Transform: TypeAlias = Annotated[
 ]
 
 
-class ArrayOptions(Options):
+class ArrayOptions(Selection):
     """What all sources of stored arrays take."""
 
     transform: Transform = Field(default=[])
     """Steps from the stored arrays to the model's inputs: a list for all, or one for each input."""
-    take: Annotated[int, Field(ge=1)] | None = None
-    """Use only this many samples: the first ones, or drawn by the seed where `shuffle` is set."""
-    shuffle: bool = False
-    """Put the samples into a random order, drawn by the recipe's seed, before `take`."""
 
 
 @dataclass(frozen=True)
@@ -82,15 +80,18 @@ class ArrayDataset(Dataset):
         self._seed = seed
         self._steps = per_input(options.transform, list(inputs))
         self._stored = _common_length(where, [*inputs.values(), *([labels] if labels else [])])
-        if options.take is not None and options.take > self._stored:
-            raise InputError(
-                f"`take: {options.take}` asks for more samples than the {self._stored} there are",
-                where=where,
-                fix="take fewer, or leave `take` out to use all",
-            )
+        self._length = options.count(self._stored, where)
 
     def __len__(self) -> int:
-        return self._options.take or self._stored
+        return self._length
+
+    @property
+    def steps(self) -> Mapping[str, Steps]:
+        """The transform of each input."""
+        return self._steps
+
+    def name_of(self, index: int) -> str:
+        return str(self._rows[index])
 
     @property
     def has_labels(self) -> bool:
@@ -114,12 +115,16 @@ class ArrayDataset(Dataset):
         """The samples that are used, in their order; a copy where most of the rest can be freed."""
         import numpy as np
 
-        if self._options.shuffle:
-            order = np.random.default_rng(self._seed).permutation(len(array))
-            return array[order[: len(self)]]
+        if self._options.shuffle or self._options.split is not None:
+            return array[self._rows]
         if len(self) == len(array) or isinstance(array, np.memmap):
             return array[: len(self)]
         return array[: len(self)].copy()
+
+    @cached_property
+    def _rows(self) -> NDArray[np.intp]:
+        """The number in the file of each sample that is used."""
+        return self._options.chosen(self._stored, self._seed, self.where)
 
     def batches(self, size: int) -> Iterator[Batch]:
         labels = self._label_array
@@ -129,6 +134,12 @@ class ArrayDataset(Dataset):
                 name: self._transformed(name, array[rows]) for name, array in self._arrays.items()
             }
             yield Batch(feeds, None if labels is None else labels[rows], first)
+
+    def labels(self) -> Iterator[Labels]:
+        labels = self._label_array
+        for first in range(0, 0 if labels is None else len(self), 1024):
+            assert labels is not None
+            yield labels[first : first + 1024]
 
     def _transformed(self, name: str, batch: Array) -> Array:
         try:

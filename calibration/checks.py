@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from optimc.core.errors import InputError, unknown_name
 
@@ -13,16 +13,28 @@ if TYPE_CHECKING:
 
 _SHOWN = 5
 
+DimBounds: TypeAlias = tuple[int, int] | tuple[int, int, int]
+"""Least and greatest size of a dim, and what every size is a multiple of."""
+
 
 def check_against(
-    dataset: Dataset, signature: Signature, dims: Mapping[str, tuple[int, int]] | None = None
+    dataset: Dataset, signature: Signature, dims: Mapping[str, DimBounds] | None = None
 ) -> None:
-    """Raises InputError unless the data can feed a model of this signature.
+    """Raises InputError unless the data, in every shape they have, can feed such a model.
 
-    `dims` gives the least and the greatest size of each symbolic dim; axis 0 of every input counts
-    the samples of a batch and is left out.
+    `dims` gives the least and the greatest size of each symbolic dim and what it is a multiple of;
+    axis 0 of every input counts the samples of a batch and is left out.
     """
-    specs = dataset.sample_specs()
+    for specs in dataset.all_sample_specs():
+        _check_specs(dataset, specs, signature, dims or {})
+
+
+def _check_specs(
+    dataset: Dataset,
+    specs: Mapping[str, TensorSpec],
+    signature: Signature,
+    dims: Mapping[str, DimBounds],
+) -> None:
     wanted = {spec.name: spec for spec in signature.inputs}
     for name in specs:
         if name not in wanted:
@@ -35,21 +47,23 @@ def check_against(
                 where=dataset.where,
                 fix=f"name its array: inputs: {{{name}: <array>}}",
             )
-        _check_input(dataset.where, specs[name], spec, dims or {}, sizes)
+        _check_input(dataset, specs[name], spec, dims, sizes)
 
 
 def _check_input(
-    where: str,
+    dataset: Dataset,
     got: TensorSpec,
     spec: TensorSpec,
-    dims: Mapping[str, tuple[int, int]],
+    dims: Mapping[str, DimBounds],
     sizes: dict[str, tuple[int, str]],
 ) -> None:
+    where = dataset.where
     if got.dtype != spec.dtype:
         raise InputError(
             f"the model's input `{spec}` gets {got.dtype}",
             where=where,
-            fix=f"add `cast: {spec.dtype}` to its transform, or the steps that are missing",
+            fix=dataset.dtype_fix
+            or f"add `cast: {spec.dtype}` to its transform, or the steps that are missing",
         )
     if spec.shape is None:
         return
@@ -67,7 +81,7 @@ def _check_input(
         raise InputError(
             f"the model's input `{spec}` gets samples of shape [{text}]",
             where=where,
-            fix="correct `transform` (nchw, nhwc, expand_dims, squeeze) or name another array",
+            fix=dataset.shape_fix,
         )
     for dim, size in zip(spec.shape[1:], sample, strict=True):
         if isinstance(dim, str):
@@ -79,7 +93,7 @@ def _check_symbol(
     dim: str,
     size: int | str,
     name: str,
-    dims: Mapping[str, tuple[int, int]],
+    dims: Mapping[str, DimBounds],
     sizes: dict[str, tuple[int, str]],
 ) -> None:
     assert isinstance(size, int)
@@ -88,17 +102,23 @@ def _check_symbol(
         raise InputError(
             f"the dim `{dim}` is {known} in the input `{other}` and {size} in `{name}`", where=where
         )
-    low, high = dims.get(dim, (size, size))
+    low, high, *step = dims.get(dim, (size, size))
     if not low <= size <= high:
         raise InputError(
             f"the dim `{dim}` of the input `{name}` is {size}, outside of {low} to {high}",
             where=where,
             fix=f"change `dims.{dim}` in the recipe, or take other data",
         )
+    if step and size % step[0]:
+        raise InputError(
+            f"the dim `{dim}` of the input `{name}` is {size}, which is no multiple of {step[0]}",
+            where=where,
+            fix=f"pad the data to multiples of {step[0]}, or change `dims.{dim}.multiple_of`",
+        )
 
 
 def check_disjoint(datasets: Mapping[str, Dataset], allow_overlap: bool = False) -> None:
-    """Raises InputError where a whole sample, as the model sees it, stands in two splits.
+    """Raises InputError where a whole sample stands in two splits.
 
     `datasets` is by the name of the split. Reads all samples; costs one digest for each.
     """
@@ -121,13 +141,13 @@ def check_disjoint(datasets: Mapping[str, Dataset], allow_overlap: bool = False)
 def _overlap(
     one: str, two: str, common: list[tuple[int, int]], datasets: Mapping[str, Dataset]
 ) -> InputError:
-    shown = ", ".join(f"{a} = {b}" for a, b in common[:_SHOWN])
+    left, right = datasets[one], datasets[two]
+    shown = ", ".join(f"{left.name_of(a)} = {right.name_of(b)}" for a, b in common[:_SHOWN])
     more = ", ..." if len(common) > _SHOWN else ""
     samples = "sample stands" if len(common) == 1 else "samples stand"
     return InputError(
-        f"{len(common)} {samples} in both `data.{one}` and `data.{two}`"
-        f" (index there = index here: {shown}{more})",
-        where=f"{datasets[one].where} and {datasets[two].where}",
+        f"{len(common)} {samples} in both `data.{one}` and `data.{two}` ({shown}{more})",
+        where=f"{left.where} and {right.where}",
         fix="remove them from one of the two, or say `allow_overlap: true` under `data`",
     )
 

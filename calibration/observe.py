@@ -7,6 +7,7 @@ which) are answered from one sweep over the source, whatever passes ran in betwe
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,8 +26,11 @@ from optimc.core.worker import Limits, Worker
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from optimc.calibration.dataset import Dataset
-    from optimc.core.model import Model, OnnxModel
+    from optimc.core.model import Model, OnnxModel, TensorSpec
     from optimc.core.store import Store
 
 CHUNK_BYTES = 256 << 20
@@ -136,7 +140,7 @@ class ActivationCalibration:
             ) as worker,
         ):
             fixed = fixed_batch(model.signature)
-            sample = next(self._dataset.batches(fixed or 1)).feeds
+            sample = self._largest(fixed or 1)
             plan = worker.call("plan", sample, values=list(names)).data
             size = fixed or min(plan["samples"], self._max_batch or plan["samples"])
             for number, chunk in enumerate(plan["chunks"]):
@@ -148,18 +152,39 @@ class ActivationCalibration:
                     table[name] = TensorStatistics(histogram=histogram, **scalars)
         return table
 
+    def _largest(self, size: int) -> Mapping[str, NDArray[np.generic]]:
+        """A feed of `size` samples as large as the data have any: memory is planned for it."""
+        import numpy as np
+
+        every = self._dataset.all_sample_specs()
+        if len(every) == 1:
+            return next(self._dataset.batches(size)).feeds
+        specs = max(every, key=lambda s: sum(math.prod(_sizes(spec)) for spec in s.values()))
+        return {name: np.zeros((size, *_sizes(spec)), spec.dtype) for name, spec in specs.items()}
+
     def _feed(self, worker: Worker, size: int, fixed: int | None, chunk: int, chunks: int) -> None:
-        total = len(self._dataset)
+        total, seen = len(self._dataset), 0
         for batch in self._dataset.batches(size):
             if fixed and batch.size < fixed:
+                alike = len(self._dataset.all_sample_specs()) == 1
                 raise InputError(
                     f"{total} samples do not fill batches of {fixed}, which the model wants",
                     where=self._dataset.where,
-                    fix=f"take: {total - batch.size}" if total > batch.size else "take more data",
+                    fix=_fill_fix(total - batch.size) if alike else "give all samples one shape",
                 )
             worker.call("observe", batch.feeds, first=batch.first_index)
-            done = (batch.first_index + batch.size) / total
+            seen += batch.size
+            done = seen / total
             self._progress((chunk + done) / chunks, "observing the calibration data")
+
+
+def _fill_fix(whole: int) -> str:
+    return f"take: {whole}" if whole else "take more data"
+
+
+def _sizes(spec: TensorSpec) -> list[int]:
+    """The shape of a sample, which data know in numbers."""
+    return [int(size) for size in spec.shape or ()]
 
 
 @contextmanager

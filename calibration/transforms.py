@@ -9,18 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    model_validator,
-)
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from optimc.core.descriptions import wanted
+from optimc.calibration.image_steps import CenterCrop, Letterbox, Pad, Resize
+from optimc.calibration.options import Options
 from optimc.core.errors import InputError, did_you_mean, unknown_name
 
 if TYPE_CHECKING:
@@ -49,14 +42,6 @@ NumericDtype: TypeAlias = Literal[
     "float32",
     "float64",
 ]
-
-
-class Options(BaseModel):
-    """Base of everything that a recipe says about data."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=wanted()
-    )
 
 
 class Divide(Options):
@@ -157,7 +142,8 @@ class Squeeze(Options):
 
 
 _NAMED = ("nchw", "nhwc")
-_KEYED = ("divide", "multiply", "normalize", "cast", "expand_dims", "squeeze")
+_SIZES = ("resize", "center_crop", "letterbox", "pad")
+_KEYED = ("divide", "multiply", "normalize", "cast", "expand_dims", "squeeze", *_SIZES)
 KNOWN_STEPS = (*_NAMED, *_KEYED)
 
 
@@ -194,7 +180,11 @@ Step: TypeAlias = Annotated[
     | Annotated[Normalize, Tag("normalize")]
     | Annotated[Cast, Tag("cast")]
     | Annotated[ExpandDims, Tag("expand_dims")]
-    | Annotated[Squeeze, Tag("squeeze")],
+    | Annotated[Squeeze, Tag("squeeze")]
+    | Annotated[Resize, Tag("resize")]
+    | Annotated[CenterCrop, Tag("center_crop")]
+    | Annotated[Letterbox, Tag("letterbox")]
+    | Annotated[Pad, Tag("pad")],
     Discriminator(_step_kind),
     BeforeValidator(_known_step),
 ]

@@ -38,6 +38,7 @@ ALLOWED = {
 ALLOWED["testing"] = set(ALLOWED) - {"cli", "__main__"}
 
 HEAVY = {
+    "PIL",
     "jinja2",
     "nncf",
     "onnx",
@@ -46,7 +47,9 @@ HEAVY = {
     "onnxscript",
     "onnxsim",
     "openvino",
+    "pyarrow",
     "scipy",
+    "tokenizers",
     "torch",
 }
 # A module that works on graphs throughout may import them at its top if its name shows it: it is

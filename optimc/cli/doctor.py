@@ -23,6 +23,9 @@ _TOOLS = (
     ("nncf", "openvino"),
     ("pycocotools", "detection"),
     ("torch", "torch"),
+    ("tokenizers", "text"),
+    ("pyarrow", "text"),
+    ("pillow", "images"),
     ("tensorrt", "tensorrt"),
 )
 

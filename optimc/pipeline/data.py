@@ -46,9 +46,10 @@ class BuildData:
         found: list[Mapping[str, NDArray[Any]]] = []
         for batch in self.calibration.batches(self.feed):
             whole = len(next(iter(batch.feeds.values()))) == self.feed
-            if len(found) >= count or not whole:
+            if len(found) >= count:
                 break
-            found.append(batch.feeds)
+            if whole:
+                found.append(batch.feeds)
         return found
 
     def digests(self) -> dict[str, str]:
@@ -71,7 +72,7 @@ def open_data(recipe: Recipe, signature: Signature) -> BuildData:
             splits[name] = source.open(recipe.folder, recipe.seed)
     dims = resolved_dims(recipe, signature, splits)
     check_cases(recipe, dims)
-    bounds = {name: (dim.min, dim.max) for name, dim in dims.items()}
+    bounds = {name: (dim.min, dim.max, dim.multiple_of) for name, dim in dims.items()}
     for dataset in splits.values():
         check_against(dataset, signature, bounds)
     random = "calibration" not in splits

@@ -19,21 +19,20 @@ from optimc.measure.metrics import compare
 from optimc.measure.statistics import Interval
 from optimc.measure.user_metric import UserMetric
 from optimc.pipeline.cache import Cache
+from optimc.pipeline.ordering import Result, has_rows, in_order
 from optimc.pipeline.versions import compiler_digest, tool_versions
 from optimc.targets.client import EngineWorker
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from optimc.calibration.dataset import Dataset
+    from optimc.calibration.dataset import Batch, Dataset
     from optimc.core.model import Signature
     from optimc.measure.metric import Records
     from optimc.pipeline.recipe.schema import DimRange, Recipe
 
     Arrays = Mapping[str, NDArray[Any]]
 
-_CHECKED = 1024
-"""Labels that are looked at at once."""
 _BATCH = 32
 """Samples in one run where the model's batch is free: enough to keep a call's overhead small."""
 
@@ -63,14 +62,18 @@ def loaded_metrics(recipe: Recipe) -> dict[str, Metric]:
 def check_metrics(recipe: Recipe, dataset: Dataset | None, signature: Signature) -> None:
     """Raises InputError before any work where a metric does not fit the model or the labels.
 
-    Imports the user's own metrics. Classifiers see all labels, with scores that mean nothing.
+    Imports the user's own metrics.
     """
-    import numpy as np
-
     from optimc.measure.classification import F1, Top1, Top5
 
     outputs = {spec.name: spec for spec in signature.outputs}
     for name, metric in loaded_metrics(recipe).items():
+        if dataset is not None and metric.needs_labels and not dataset.has_labels:
+            raise InputError(
+                f"the metric `{name}` needs labels, and the evaluation data have none",
+                where=recipe.where("metrics", name),
+                fix="name them, or let the function of `call:` yield them",
+            )
         if not isinstance(metric, SampleMetric):
             continue
         metric.check_installed()
@@ -86,14 +89,26 @@ def check_metrics(recipe: Recipe, dataset: Dataset | None, signature: Signature)
         sizes = [size for size in shape[1:] if isinstance(size, int)]
         if len(sizes) < len(shape) - 1 or not isinstance(shape[0], str):
             continue
-        for batch in dataset.batches(_CHECKED):
-            assert batch.labels is not None  # the recipe's own checks saw to it
-            scores = np.zeros((len(batch.labels), *sizes), np.float32)
-            try:
-                metric.record(scores, metric.regular(batch.labels), None)
-            except InputError as error:
-                where = f"{dataset.where}: {error.where}"
-                raise InputError(error.what, where=where, fix=error.fix) from error
+        _check_labels(name, metric, dataset, sizes)
+
+
+def _check_labels(name: str, metric: SampleMetric, dataset: Dataset, sizes: list[int]) -> None:
+    """Classifiers see all labels, with scores [n, *sizes] that mean nothing."""
+    import numpy as np
+
+    for labels in dataset.labels():
+        if isinstance(labels, list):
+            raise InputError(
+                f"the metric `{name}` takes class numbers; these labels are of another kind",
+                where=dataset.where,
+                fix="name labels with one number a sample, or take another metric",
+            )
+        scores = np.zeros((len(labels), *sizes), np.float32)
+        try:
+            metric.record(scores, metric.regular(labels), None)
+        except InputError as error:
+            where = f"{dataset.where}: {error.where}"
+            raise InputError(error.what, where=where, fix=error.fix) from error
 
 
 @dataclass
@@ -136,7 +151,7 @@ class Evaluator:
                 value=metric.value(records[key]),
                 source=metric.value(self._records[key]),
                 drop=drop,
-                samples=len(self.dataset),
+                samples=len(self.dataset) // self.dataset.samples_per_label,
                 better=metric.better,
             )
         return results
@@ -204,21 +219,48 @@ class Evaluator:
                     EngineWorker(self._source, name="the source's engine", limits=self.limits)
                 )
                 other.reopen()
-            done = 0
-            references = self._batches(self.dataset) if other else repeat(None)
-            # Without an end of its own, the second one ends with the first.
-            for (count, feeds, labels), reference in zip(
-                self._batches(dataset), references, strict=False
-            ):
-                outputs = _first(worker.run(feeds), count, feeds)
-                source = None
-                if other and reference:
-                    source = _first(other.run(reference[1]), count, reference[1])
+            results = self._results(name, dataset, worker, other, self._judged(wanted))
+            per_label, rows = self.dataset.samples_per_label, has_rows(self.signature)
+            for result in in_order(results, per_label, rows=rows):
                 for recorder in recorders.values():
-                    recorder.update(outputs, labels, source)
-                done += count
-                self.progress(done / len(self.dataset), f"{name}: {done} of {len(self.dataset)}")
+                    recorder.update(result.outputs, result.labels, result.source)
         return {key: recorder.records() for key, recorder in recorders.items()}
+
+    def _judged(self, wanted: list[str]) -> set[str] | None:
+        """Outputs of pairs that are put together: those that metrics judge; None for all."""
+        metrics = [self.metrics[key] for key in wanted]
+        if self.dataset.samples_per_label == 1:
+            return None
+        found: set[str] = set()
+        for metric in metrics:
+            if not isinstance(metric, SampleMetric):
+                return None
+            # A metric that names none takes the first output.
+            found |= {self.signature.outputs[0].name, *metric.named_outputs().values()}
+        return found
+
+    def _results(
+        self,
+        name: str,
+        dataset: Dataset,
+        worker: EngineWorker,
+        other: EngineWorker | None,
+        judged: set[str] | None,
+    ) -> Iterator[Result]:
+        """What comes of each batch of `dataset`, in the order of batches."""
+        done = 0
+        # The source always gets what the transform makes of the samples, the engine maybe raw ones.
+        references = self._batches(self.dataset) if other else repeat(None)
+        for (count, feeds, batch), reference in zip(
+            self._batches(dataset), references, strict=False
+        ):
+            outputs = _first(worker.run(feeds), count, feeds, judged)
+            source = None
+            if other and reference:
+                source = _first(other.run(reference[1]), reference[0], reference[1], judged)
+            yield Result(batch.numbers, outputs, source, batch.labels)
+            done += count
+            self.progress(done / len(self.dataset), f"{name}: {done} of {len(self.dataset)}")
 
     def _batch(self) -> int:
         """Samples in one run: what the model fixes, or its batch dim allows, up to `_BATCH`."""
@@ -232,13 +274,13 @@ class Evaluator:
         size = min(dim.max, max(_BATCH, dim.min))
         return max(size - size % dim.multiple_of, dim.min)
 
-    def _batches(self, dataset: Dataset) -> Iterator[tuple[int, Arrays, NDArray[Any] | None]]:
-        """Real samples in a batch, its feeds (filled up where the model takes no less), labels."""
+    def _batches(self, dataset: Dataset) -> Iterator[tuple[int, Arrays, Batch]]:
+        """Real samples in a batch, its feeds (filled up where the model takes no less), itself."""
         size = self._batch()
         for batch in dataset.batches(size):
             count = len(next(iter(batch.feeds.values())))
             feeds = batch.feeds if self._takes(count) else _filled(batch.feeds, size)
-            yield count, feeds, batch.labels
+            yield count, feeds, batch
 
     def _takes(self, count: int) -> bool:
         from optimc.calibration.checks import fixed_batch
@@ -262,16 +304,15 @@ def _filled(feeds: Arrays, size: int) -> Arrays:
     }
 
 
-def _first(outputs: Arrays, count: int, feeds: Arrays) -> Arrays:
-    """The outputs of the first `count` samples, where the batch was filled up.
+def _first(outputs: Arrays, count: int, feeds: Arrays, judged: set[str] | None) -> Arrays:
+    """The outputs that are `judged`, of the first `count` samples where the batch was filled up.
 
     Only outputs with a row for each sample are cut: others, such as a detector's boxes of all
     images in one list, belong to no sample by their place.
     """
     filled = {len(array) for array in feeds.values() if array.ndim}
-    if filled == {count}:
-        return outputs
     return {
-        name: array[:count] if array.ndim and len(array) in filled else array
+        name: array[:count] if filled != {count} and array.ndim and len(array) in filled else array
         for name, array in outputs.items()
+        if judged is None or name in judged
     }

@@ -319,6 +319,8 @@ def used_tools(build: Build) -> dict[str, str]:
     for cell in build.plan.cells:
         if cell.name not in build.plan.unavailable:
             tools.update(type(cell.target).tools)
+    for dataset in build.data.splits.values():
+        tools.update(dataset.tools)
     for variant in build.recipe.variants.values():
         for entry in variant.passes:
             tools.update(entry.pass_.tools)

@@ -82,7 +82,7 @@ def resolved_dims(
     """The range of every symbolic dim: the recipe's, or a default for what counts samples.
 
     Dims of the inputs' first axis are 1 to `DEFAULT_BATCH_MAX` where the recipe is silent; others
-    take the size that the data has. Raises InputError where neither tells.
+    take the sizes that the data have. Raises InputError where neither tells.
     """
     from optimc.pipeline.recipe.schema import DimRange
 
@@ -93,14 +93,14 @@ def resolved_dims(
         elif any(spec.shape and spec.shape[0] == symbol for spec in signature.inputs):
             dims[symbol] = DimRange(min=1, typical=1, max=DEFAULT_BATCH_MAX)
         else:
-            size = _size_in_data(symbol, signature, data)
-            if size is None:
+            sizes = _sizes_in_data(symbol, signature, data)
+            if not sizes:
                 raise InputError(
                     f"the size of the dim `{symbol}` is not known",
                     where=recipe.where("dims"),
                     fix=f"declare it: dims: {{{symbol}: {{min: 1, typical: 64, max: 128}}}}",
                 )
-            dims[symbol] = DimRange(min=size, typical=size, max=size)
+            dims[symbol] = DimRange(min=min(sizes), typical=sizes[0], max=max(sizes))
     return dims
 
 
@@ -157,14 +157,15 @@ def check_cases(recipe: Recipe, dims: Mapping[str, DimRange]) -> None:
                 )
 
 
-def _size_in_data(symbol: str, signature: Signature, data: Mapping[str, Dataset]) -> int | None:
-    for dataset in data.values():
-        specs = dataset.sample_specs()
-        for spec in signature.inputs:
-            sample = specs.get(spec.name)
-            if sample is None or sample.shape is None or spec.shape is None:
-                continue
-            for dim, size in zip(spec.shape[1:], sample.shape, strict=False):
-                if dim == symbol and isinstance(size, int):
-                    return size
-    return None
+def _sizes_in_data(symbol: str, signature: Signature, data: Mapping[str, Dataset]) -> list[int]:
+    """The sizes that the data have for a dim, that of the most frequent shape first."""
+    shapes = {spec.name: spec.shape[1:] for spec in signature.inputs if spec.shape}
+    return [
+        size
+        for dataset in data.values()
+        for specs in dataset.all_sample_specs()
+        for name, dims in shapes.items()
+        if name in specs
+        for dim, size in zip(dims, specs[name].shape or (), strict=False)
+        if dim == symbol and isinstance(size, int)
+    ]

@@ -25,7 +25,7 @@ def check_meaning(root: Node, problems: Problems) -> None:
 def check_labels(fields: Mapping[str, Any], root: Node, problems: Problems) -> None:
     """Notes metrics that need labels where the typed `fields` of the recipe have none."""
     evaluation = fields["data"].evaluation if fields["data"] is not None else None
-    if evaluation is not None and getattr(evaluation, "labels", True) is not None:
+    if evaluation is not None and evaluation.has_labels:
         return
     for name, metric in fields["metrics"].items():
         if getattr(metric, "needs_labels", False):

@@ -32,12 +32,16 @@ class Reading:
             what = f"{dotted(location)}: expected {wanted}, got {quoted(node.data())}"
             self.problems.add(node.place, what, fix)
 
-    def existing(self, path: Path, node: Node) -> Path:
+    def existing(self, path: Path, node: Node, *, folder: bool = False) -> Path:
+        """The path made absolute; notes a file (or a `folder`) that is not there."""
         full = self.folder / path
+        wanted, other = ("folder", "file") if folder else ("file", "folder")
         try:
-            if full.is_file():
+            if full.is_dir() if folder else full.is_file():
                 return full
-            what = "is a folder, not a file" if full.is_dir() else "there is no such file"
+            what = (
+                f"is a {other}, not a {wanted}" if full.exists() else f"there is no such {wanted}"
+            )
         except OSError as error:  # a name that is too long, a folder that may not be entered
             what = error.strerror or str(error)
         hint = did_you_mean(full.name, [n for n in _neighbours(full) if n != full.name])

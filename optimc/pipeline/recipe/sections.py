@@ -96,6 +96,9 @@ class _SectionReader:
             node = _find(root, ("data", name))
             for file in source.files(self._reading.folder):
                 self._reading.existing(file, _naming(node, file, self._reading.folder))
+            for folder in source.folders(self._reading.folder):
+                at_folder = _naming(node, folder, self._reading.folder)
+                self._reading.existing(folder, at_folder, folder=True)
         return {"model": sections.model.model_copy(update={"onnx": path})}
 
 
