@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optimc.core.digest import digest_of
 from optimc.core.errors import InputError
@@ -16,6 +16,7 @@ from optimc.core.model import OnnxModel, load_model
 from optimc.core.worker import Limits
 from optimc.pipeline.cache import Cache
 from optimc.pipeline.inputs import kept_outputs
+from optimc.pipeline.recipe.model_sources import OnnxSource
 from optimc.pipeline.versions import compiler_digest, tool_versions
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class Source:
     notes: tuple[str, ...]
     files: Mapping[str, str]
     bytes: int
+    known: Mapping[str, Any] = field(default_factory=dict)
+    """What the model itself says of values and dims; see `ingest_torch.with_known`."""
 
     @property
     def path(self) -> Path:
@@ -48,6 +51,10 @@ def read_source(recipe: Recipe, cache: Cache, limits: Limits, workspace: Path) -
 
     Raises InputError for whatever is wrong with the files.
     """
+    if not isinstance(recipe.model, OnnxSource):
+        from optimc.pipeline.ingest_torch import read_torch_source
+
+        return read_torch_source(recipe, recipe.model, cache, limits, workspace)
     path = recipe.model.onnx
     files = _source_files(path, cache)
     key = digest_of(
@@ -65,7 +72,7 @@ def read_source(recipe: Recipe, cache: Cache, limits: Limits, workspace: Path) -
             with tempfile.TemporaryDirectory(prefix="ingest-", dir=workspace) as own:
                 shapes = {n: spec.shape for n, spec in recipe.inputs.items() if spec.shape}
                 loaded = load_onnx(path, limits=limits, declared_inputs=shapes, workspace=Path(own))
-                model = _without_dropped(loaded.model, recipe)
+                model = without_dropped(loaded.model, recipe)
                 model.save(folder / "model")
             (folder / "notes.json").write_text(json.dumps(loaded.notes), encoding="utf-8")
 
@@ -127,7 +134,7 @@ def _data_files(path: Path) -> list[str]:
     )
 
 
-def _without_dropped(model: OnnxModel, recipe: Recipe) -> OnnxModel:
+def without_dropped(model: OnnxModel, recipe: Recipe) -> OnnxModel:
     """The model without the outputs that the recipe drops, and without what only they need."""
     names = {spec.name for spec in kept_outputs(recipe, model.signature)}
     if len(names) == len(model.signature.outputs):

@@ -8,20 +8,16 @@ from typing import Any
 
 from optimc.core.errors import did_you_mean
 from optimc.pipeline.recipe.locate import Location, Node, Problems, quoted
+from optimc.pipeline.recipe.model_reading import check_kind, resolved_model
 from optimc.pipeline.recipe.named import NamedReader
 from optimc.pipeline.recipe.reading import Reading
 from optimc.pipeline.recipe.schema import Recipe, Sections
 from optimc.pipeline.recipe.validation import known_names, validate
 
-_EXPORT = "export it to ONNX (torch.onnx.export, optimum) and write `model: {onnx: model.onnx}`"
 LATER: Mapping[Location, str] = {
-    ("model", "exported"): _EXPORT,
-    ("model", "factory"): _EXPORT,
-    ("model", "hf"): _EXPORT,
     ("outputs", "*", "verify"): "drop the output, or leave it to be compared as it is",
 }
 """Keys that recipes will have and this version does not carry yet, with the way out."""
-_BESIDE = {"factory": ("weights",), "hf": ("task",)}
 
 _META = ("path", "sha256")
 SECTIONS = tuple(name for name in Recipe.model_fields if name not in _META)
@@ -46,6 +42,7 @@ class _SectionReader:
         """The fields of a Recipe."""
         assert isinstance(root.value, dict)
         self._refuse_later(root)
+        check_kind(root.get("model"), self._reading, untrusted=self._untrusted)
         if self._untrusted:
             self._refuse_code(root)
         for key, node in root.value.items():
@@ -73,9 +70,6 @@ class _SectionReader:
                 node = parent.value.pop(name)
                 shown = f"`{name}` under `{location[0]}`"
                 self._reading.note(node, f"{shown} is not supported yet by this version", fix)
-                for companion in _BESIDE.get(name, ()):
-                    parent.value.pop(companion, None)
-                parent.bad = parent.bad or location[0] == "model"
 
     def _refuse_code(self, root: Node) -> None:
         for section in ("data", "metrics"):
@@ -90,14 +84,13 @@ class _SectionReader:
 
     def _files(self, sections: Sections, root: Node) -> dict[str, Any]:
         """Sections with paths resolved, and what is missing on disk noted."""
-        at = _find(root, ("model", "onnx"))
-        path = self._reading.existing(sections.model.onnx, at)
+        model = resolved_model(sections.model, _find(root, ("model",)), self._reading)
         splits = sections.data.splits if sections.data is not None else {}
         for name, source in splits.items():
             node = _find(root, ("data", name))
             for file in source.files(self._reading.folder):
                 self._reading.existing(file, _naming(node, file, self._reading.folder))
-        return {"model": sections.model.model_copy(update={"onnx": path})}
+        return {"model": model}
 
 
 def _find(root: Node, location: Location) -> Node:
