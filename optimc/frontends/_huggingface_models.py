@@ -101,7 +101,7 @@ def open_folder(
 def _load(folder: Path, task: str) -> tuple[Any, list[str]]:
     import transformers
 
-    transformers.logging.disable_progress_bar()
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         model, info = getattr(transformers, _CLASSES[task]).from_pretrained(
             folder,
@@ -147,9 +147,7 @@ def _check_loaded(info: Mapping[str, Any], task: str, folder: Path) -> None:
             )
 
 
-def _describe(
-    model: Any, folder: Path, declared: Mapping[str, Mapping[str, Any]]
-) -> Described:
+def _describe(model: Any, folder: Path, declared: Mapping[str, Mapping[str, Any]]) -> Described:
     config = model.config
     if model.main_input_name == "pixel_values":
         described = _image_inputs(config, folder, declared)

@@ -45,7 +45,7 @@ def symbols_of(program: Any, names: Sequence[str], shapes: Mapping[str, Shape]) 
             if isinstance(size, int):
                 if isinstance(dim, str):
                     raise InputError(
-                        f"the model takes `{dim}` (axis {axis} of `{name}`) at the size {size} only",
+                        f"the model takes `{dim}` (axis {axis} of `{name}`) as {size} only",
                         fix=f"write {size} for `{dim}` in inputs.{name}.shape, or change the model",
                     )
             elif found.setdefault(str(size), dim) != dim:

@@ -108,9 +108,7 @@ def named_tensors(value: Any) -> list[tuple[str, torch.Tensor]]:
         return [("output", value)]
     if isinstance(value, Sequence) and not hasattr(value, "_fields"):
         return [
-            found
-            for index, item in enumerate(value)
-            for found in _below(item, f"output_{index}")
+            found for index, item in enumerate(value) for found in _below(item, f"output_{index}")
         ]
     return list(_below(value, ""))
 

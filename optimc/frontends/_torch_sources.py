@@ -96,7 +96,9 @@ class ProgramModel(TorchModel):
                 where=str(path),
                 fix="write it with torch.export.save, by a torch that is no newer than this one",
             ) from error
-        if not any(isinstance(n, str) for n in self._program.graph_signature.user_inputs):
+        self._inputs: tuple[Any, ...] = tuple(self._program.graph_signature.user_inputs)
+        """Names of tensors, and constants that the program was exported with."""
+        if not any(isinstance(name, str) for name in self._inputs):
             raise InputError("the program has no tensor as input", where=str(path))
         self._path = path
         self._module = self._program.module()
@@ -106,7 +108,7 @@ class ProgramModel(TorchModel):
         nodes = {node.name: node for node in self._program.graph.nodes if node.op == "placeholder"}
         dims: dict[str, str] = {}
         inputs = []
-        for name in self._program.graph_signature.user_inputs:
+        for name in self._inputs:
             if not isinstance(name, str):
                 continue
             value = nodes[name].meta["val"]
@@ -128,10 +130,7 @@ class ProgramModel(TorchModel):
         """See `TorchModel`."""
         from torch.utils import _pytree as pytree
 
-        flat = [
-            feeds[name] if isinstance(name, str) else name
-            for name in self._program.graph_signature.user_inputs
-        ]
+        flat = [feeds[name] if isinstance(name, str) else name for name in self._inputs]
         arguments, keywords = pytree.tree_unflatten(flat, self._program.call_spec.in_spec)
         with torch.no_grad():
             found = named_tensors(self._module(*arguments, **keywords))
@@ -193,9 +192,7 @@ def _make(call: str, folder: Path, arguments: Mapping[str, Any], seed: int) -> t
             fix="model.arguments holds the keyword arguments of the function",
         ) from error
     if not isinstance(made, torch.nn.Module):
-        raise InputError(
-            f"`{call}` returned {type(made).__name__}", fix="return a torch.nn.Module"
-        )
+        raise InputError(f"`{call}` returned {type(made).__name__}", fix="return a torch.nn.Module")
     return made
 
 

@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from optimc.core.errors import InputError
+
+Task: TypeAlias = Literal[
+    "text-classification",
+    "embedding",
+    "token-classification",
+    "question-answering",
+    "image-classification",
+]
 
 CONFIG = "config.json"
 _MAX_JSON_BYTES = 50_000_000
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """In the order in which transformers looks for them; `.index.json` names the shards of one."""
+
+_ENDINGS: dict[str, Task] = {
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForImageClassification": "image-classification",
+}
+"""By the end of a class's name: its task."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -94,3 +110,13 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError("is no JSON object", where=str(path), fix="copy the folder again")
     return content
+
+
+def likely_task(config: dict[str, Any]) -> Task:
+    """The task that the class in the config was made for, `embedding` where it says none."""
+    named = config.get("architectures")
+    classes = [str(name) for name in named] if isinstance(named, list) else []
+    for ending, task in _ENDINGS.items():
+        if any(name.endswith(ending) for name in classes):
+            return task
+    return "embedding"

@@ -96,7 +96,7 @@ class TorchFrontEnd:
         self._worker.close()
 
     def _guarded(self, action: Any) -> Any:
-        """Runs `action`; a worker that ends is a fault of the model here, and messages say where."""
+        """Runs `action`; a worker that ends is a fault of the model, and messages say where."""
         try:
             return action()
         except WorkerError as error:

@@ -219,7 +219,7 @@ def _write(
     from optimc.frontends.onnx import load_onnx
     from optimc.pipeline.probes import ProbeSource
 
-    known = _known(description, recipe)
+    known = known_of(description, recipe)
     told = with_known(recipe, known)
     signature = _signature(description, recipe)
     dims = resolved_dims(told, signature, {})
@@ -227,9 +227,7 @@ def _write(
     with tempfile.TemporaryDirectory(prefix="ingest-", dir=workspace) as own:
         target = Path(own) / "exported.onnx"
         example = ProbeSource(signature, _example_dims(dims), told.inputs, recipe.seed)
-        notes, most = front.export(
-            target, signature.inputs, example.for_passes("fast")[0].feeds
-        )
+        notes, most = front.export(target, signature.inputs, example.for_passes("fast")[0].feeds)
         _check_most(recipe, dims, most)
         loaded = load_onnx(target, limits=limits, workspace=Path(own))
         loaded.model.save(Path(own) / "whole")
@@ -254,7 +252,7 @@ def _signature(description: Description, recipe: Recipe) -> Signature:
     )
 
 
-def _known(description: Description, recipe: Recipe) -> dict[str, Any]:
+def known_of(description: Description, recipe: Recipe) -> dict[str, Any]:
     """What the model says of values and dims, with the names that the recipe gives to dims."""
     renamed: dict[str, int | str] = {}
     for spec in _signature(description, recipe).inputs:
@@ -317,4 +315,3 @@ def _check_most(recipe: Recipe, dims: Mapping[str, DimRange], most: Mapping[str,
                 where=recipe.where("dims", name),
                 fix=f"write `max: {limit}` or less",
             )
-

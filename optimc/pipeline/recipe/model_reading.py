@@ -41,7 +41,8 @@ def check_kind(model: Node | None, reading: Reading, *, untrusted: bool) -> None
     for kind in named if untrusted else ():
         node = model.value[kind]
         if kind in RUNS_CODE and isinstance(node.value, str):
-            what = f"`{kind}: {node.value}` runs code ({RUNS_CODE[kind]}), which --untrusted refuses"
+            reason = RUNS_CODE[kind]
+            what = f"`{kind}: {node.value}` runs code ({reason}), which --untrusted refuses"
             fix = "leave out --untrusted if you trust this code, or export the model to ONNX"
             reading.note(node, what, fix)
 
@@ -75,7 +76,7 @@ def resolved_model(source: ModelSource, node: Node, reading: Reading) -> ModelSo
     resolved_source: Any = reading.resolved(source, node)
     if "exported" in type(source).model_fields and resolved_source.exported.suffix != ".pt2":
         at = node.get("exported") or node
-        what = f"{quoted(str(source.place))} is no .pt2 file"
+        what = f"{quoted(at.data())} is no .pt2 file"
         fix = "write it with torch.export.save; a checkpoint (.pt, .pth) needs a `factory`"
         reading.note(at, what, fix)
     return resolved_source  # type: ignore[no-any-return]

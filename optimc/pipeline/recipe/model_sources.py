@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
 
 from optimc.core.descriptions import wanted
+from optimc.frontends.huggingface import Task
 
 KINDS = ("onnx", "exported", "factory", "hf")
 """The keys that tell the kind of a model; a recipe has one of them."""
@@ -18,13 +19,6 @@ RUNS_CODE = {"exported": "a `.pt2` file may hold pickled objects", "factory": "i
 """The kinds that `--untrusted` refuses, with the reason."""
 
 Pooling: TypeAlias = Literal["mean", "cls", "max", "last"]
-Task: TypeAlias = Literal[
-    "text-classification",
-    "embedding",
-    "token-classification",
-    "question-answering",
-    "image-classification",
-]
 
 
 class _Source(BaseModel):
