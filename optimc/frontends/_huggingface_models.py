@@ -66,7 +66,9 @@ class _Embedding(torch.nn.Module):
         if self.pooling == "mean":
             return (states * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
         if self.pooling == "max":
-            return states.masked_fill(weights == 0, torch.finfo(states.dtype).min).amax(1)
+            greatest = states.masked_fill(weights == 0, torch.finfo(states.dtype).min).amax(1)
+            # Nothing under the mask: zeros, because the least float overflows when normalized.
+            return greatest * (weights.sum(1) > 0)
         # The last token of the mask, whichever side is padded.
         steps = torch.arange(1, states.shape[1] + 1, device=states.device)
         last = (mask * steps).argmax(1).view(-1, 1, 1).expand(-1, 1, states.shape[-1])

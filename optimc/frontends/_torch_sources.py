@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-import sysconfig
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from optimc.core.errors import InputError, OptimcError
+from optimc.frontends._opened_files import is_installed, opened_files
 from optimc.frontends._torch_modules import FlatModule, named_tensors
 
 Shape = Sequence[int | str]
@@ -69,7 +69,10 @@ class ModuleModel(TorchModel):
             answer = self.flat.call([feeds[name] for name in self.names])
         found = named_tensors(answer)
         if not found:
-            raise InputError(f"the module returns no tensor but {type(answer).__name__}")
+            raise InputError(
+                f"the module returns no tensor but {type(answer).__name__}",
+                fix="return a tensor, or a dict, tuple or dataclass of tensors, from `forward`",
+            )
         return found
 
     def program(self, feeds: Tensors, shapes: Mapping[str, Shape]) -> Any:
@@ -158,7 +161,8 @@ class FactoryModel(ModuleModel):
         seed: int,
     ) -> None:
         before = set(sys.modules)
-        module = _make(call, folder, arguments, seed)
+        with opened_files() as read:
+            module = _make(call, folder, arguments, seed)
         if weights is not None:
             from optimc.frontends._torch_weights import load_weights
 
@@ -166,7 +170,7 @@ class FactoryModel(ModuleModel):
                 module, Path(weights["file"]), key=weights["key"], prefix=weights["prefix"]
             )
         described = Described([(n, d["dtype"], d["shape"]) for n, d in declared.items()])
-        described.files = _user_files(before, call.partition(":")[0])
+        described.files = sorted(read | _user_files(before, call.partition(":")[0]))
         super().__init__(module, described)
 
 
@@ -196,22 +200,20 @@ def _make(call: str, folder: Path, arguments: Mapping[str, Any], seed: int) -> t
     return made
 
 
-def _user_files(before: set[str], main: str) -> list[str]:
+def _user_files(before: set[str], main: str) -> set[str]:
     """The source files of the modules that were imported since, those of installed ones left out.
 
     The module that the factory is in counts wherever it lies.
     """
-    installed = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
     found = set()
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
         if name in before or file is None or not Path(file).is_file():
             continue
-        ours = name == "optimc" or name.startswith("optimc.")
-        beside = any(Path(file).is_relative_to(place) for place in installed)
-        if name == main or not (beside or ours or "site-packages" in Path(file).parts):
-            found.add(str(Path(file).resolve()))
-    return sorted(found)
+        path = Path(file).resolve()
+        if name == main or not is_installed(path):
+            found.add(str(path))
+    return found
 
 
 def dtype_name(dtype: torch.dtype) -> str:

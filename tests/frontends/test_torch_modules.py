@@ -136,7 +136,7 @@ def test_keys_that_do_not_fit_are_listed(saved: Any) -> None:
     assert caught.value.fix == "write `weights: {prefix: module.}`"
     with pytest.raises(InputError, match=r"1 of another shape \(0.weight is \[9, 4\], the module"):
         saved({**state, "0.weight": torch.zeros(9, 4)})
-    with pytest.raises(InputError, match="1 missing .*; 1 unexpected") as caught:
+    with pytest.raises(InputError, match=r"1 missing .*; 1 unexpected") as caught:
         saved({"other": state["0.bias"], **{n: t for n, t in state.items() if n != "0.bias"}})
     assert "`arguments`" in str(caught.value.fix)
 

@@ -53,6 +53,13 @@ def noisy(): return Function(lambda x: x + torch.rand_like(x))
 def fixed(): return Function(lambda x: x.reshape(2, -1, 4))
 def values(): return Function(lambda x: x + 1 if x.sum() > 0 else x)
 def fails(): return Function(lambda x: x @ x)
+def loaded():
+    from pathlib import Path
+    from safetensors.torch import load_file
+    folder = Path(__file__).parent
+    scale = load_file(folder / "scale.safetensors")["scale"]
+    scale = scale + torch.load(folder / "shift.pt")["shift"]
+    return Function(lambda x: x * float(scale))
 def nothing(): return Function(lambda x: 3)
 def number(): return 3
 def broken(): raise KeyError("no")
@@ -145,6 +152,19 @@ def test_modules_that_are_refused(read: Read, name: str, inputs: str, message: s
         read(factory(name), inputs)
     assert caught.value.fix
     assert caught.value.where
+
+
+def test_files_that_the_factory_reads_are_in_the_key(read: Read, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"scale": torch.tensor(2.0)}, tmp_path / "scale.safetensors")
+    torch.save({"shift": torch.tensor(1.0)}, tmp_path / "shift.pt")
+    first = read(factory("loaded"), X)
+    assert set(first.files) == {"nets.py", "helper.py", "scale.safetensors", "shift.pt"}
+    save_file({"scale": torch.tensor(5.0)}, tmp_path / "scale.safetensors")
+    x = np.ones((1, 4), dtype=np.float32)
+    (found,) = run_model(read(factory("loaded"), X).model, [{"x": x}])
+    assert found["output"].tolist() == [[6.0] * 4]
 
 
 @pytest.mark.parametrize("inputs", ["inputs: {}", "inputs: {x: {shape: [batch, 4]}}"])
