@@ -122,7 +122,8 @@ class ProgramModel(TorchModel):
                     fix="export the module with this value fixed",
                 )
             shape: list[int | str] = []
-            for axis, size in enumerate(value.shape):
+            sizes: tuple[Any, ...] = tuple(value.shape)  # ints, and symbols of torch
+            for axis, size in enumerate(sizes):
                 default = "batch" if axis == 0 else f"{name}_dim{axis}"
                 symbol = None if isinstance(size, int) else str(size)
                 shape.append(int(size) if symbol is None else dims.setdefault(symbol, default))
