@@ -143,7 +143,10 @@ def build(
 
 @app.command()
 def init(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.")],
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="MODEL", help="An ONNX or .pt2 file, or a Hugging Face folder."),
+    ],
     out: Annotated[
         Path, typer.Option("-o", "--out", metavar="RECIPE", help="Where to write the recipe.")
     ] = Path("recipe.yaml"),
@@ -179,7 +182,11 @@ def check(
 @app.command()
 def inspect(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="An ONNX file, or the folder of an engine.")
+        Path,
+        typer.Argument(
+            metavar="MODEL",
+            help="An ONNX or .pt2 file, a Hugging Face folder, or the folder of an engine.",
+        ),
     ],
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> int:

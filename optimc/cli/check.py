@@ -35,13 +35,12 @@ def run_check(recipe_path: Path, *, explain: bool, settings: list[str], untruste
 
 def _check_model_and_data(recipe: Recipe) -> None:
     from optimc.calibration.checks import check_disjoint
-    from optimc.frontends.onnx import read_signature
     from optimc.pipeline.data import open_data
     from optimc.pipeline.evaluation import check_metrics
-    from optimc.pipeline.inputs import declared_signature
     from optimc.pipeline.preprocess import check_embedding
+    from optimc.pipeline.signatures import checked_signature
 
-    signature = declared_signature(recipe, read_signature(recipe.model.onnx))
+    recipe, signature = checked_signature(recipe)
     data = open_data(recipe, signature)
     check_embedding(recipe, signature, data)
     check_metrics(recipe, data.evaluation, signature)

@@ -25,13 +25,18 @@ def run_init(model: Path, out: Path, *, force: bool) -> int:
 def run_inspect(path: Path, *, json_output: bool) -> int:
     """Prints what a model is made of."""
     from optimc.pipeline.inspection import inspect_onnx
+    from optimc.pipeline.torch_looks import exported_onnx, is_torch
 
     folder = path if (path / Engine.MANIFEST).is_file() else None
     manifest: dict[str, Any] | None = None
     if folder is not None:
         manifest = dict(Engine.read(folder).manifest)
         path = folder / str(manifest["main"])
-    found = asdict(inspect_onnx(path)) if path.suffix != ".xml" else {}
+    if folder is None and is_torch(path):
+        with exported_onnx(path) as exported:
+            found = asdict(inspect_onnx(exported))
+    else:
+        found = asdict(inspect_onnx(path)) if path.suffix != ".xml" else {}
     if json_output:
         print(json.dumps({"manifest": manifest, **found}, indent=2, default=str))
         return 0

@@ -22,6 +22,7 @@ from optimc.pipeline.evaluation import check_metrics
 from optimc.pipeline.ingest import read_source
 from optimc.pipeline.inner_values import InnerValues
 from optimc.pipeline.legalization import legalize_cells
+from optimc.pipeline.ingest_torch import with_known
 from optimc.pipeline.lock import lock_path, read_lock, refuse_differences
 from optimc.pipeline.manager import PassInputs, PassManager, PassOutcome
 from optimc.pipeline.observer import BuildObserver, Dumper
@@ -102,8 +103,9 @@ class Build:
         self.observers: Sequence[BuildObserver] = (self.observer, *dumps)
         if self.options.locked:
             read_lock(lock_path(self.recipe.path))  # before any work: it may not be there
-        self.observer.on_stage(f"reading {self.recipe.model.onnx.name}")
+        self.observer.on_stage(f"reading {self.recipe.model.shown(self.recipe.folder)}")
         self.source = read_source(self.recipe, cache, self.limits, workspace)
+        self.recipe = with_known(self.recipe, self.source.known)
         self.data = open_data(self.recipe, self.source.model.signature)
         check_overlap(self.recipe, self.data, cache)
         if self.options.measure:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -315,7 +314,7 @@ def lock_inputs(build: Build) -> dict[str, Any]:
 
 def used_tools(build: Build) -> dict[str, str]:
     """Versions of everything that had a part in the artifacts."""
-    tools = set(_TOOLS)
+    tools = {*_TOOLS, *build.recipe.model.tools}
     for cell in build.plan.cells:
         if cell.name not in build.plan.unavailable:
             tools.update(type(cell.target).tools)
@@ -353,7 +352,7 @@ def _report(
         machine=_machine(),
         environment=assemble.environment(used_tools(build)),
         source=schema.Source(
-            path=os.path.relpath(build.recipe.model.onnx, build.recipe.folder),
+            path=build.recipe.model.shown(build.recipe.folder),
             sha256=source.sha256,
             bytes=source.bytes,
             parameters=source.model.stats.parameters,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optimc.core.digest import digest_of
 from optimc.core.errors import InputError
@@ -16,6 +16,7 @@ from optimc.core.model import OnnxModel, load_model
 from optimc.core.worker import Limits
 from optimc.pipeline.cache import Cache
 from optimc.pipeline.outputs import outputs_meaning, with_outputs
+from optimc.pipeline.recipe.model_sources import OnnxSource
 from optimc.pipeline.versions import compiler_digest, tool_versions
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class Source:
     notes: tuple[str, ...]
     files: Mapping[str, str]
     bytes: int
+    known: Mapping[str, Any] = field(default_factory=dict)
+    """What the model itself says of values and dims; see `ingest_torch.with_known`."""
 
     @property
     def path(self) -> Path:
@@ -48,6 +51,10 @@ def read_source(recipe: Recipe, cache: Cache, limits: Limits, workspace: Path) -
 
     Raises InputError for whatever is wrong with the files.
     """
+    if not isinstance(recipe.model, OnnxSource):
+        from optimc.pipeline.ingest_torch import read_torch_source
+
+        return read_torch_source(recipe, recipe.model, cache, limits, workspace)
     path = recipe.model.onnx
     files = _source_files(path, cache)
     key = digest_of(

@@ -9,7 +9,10 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from optimc.core.errors import InputError
 from optimc.core.files import atomic_write
@@ -29,13 +32,12 @@ _QUANTIZED = frozenset(
 )
 _PLAIN = re.compile(r"(?:\.{0,2}/)*[A-Za-z_][A-Za-z0-9_./-]*")
 _READ_AS_OTHER = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
-_TORCH = (".pt", ".pt2", ".pth", ".safetensors")
 _PIXELS = (1, 3, 4)
 """Numbers of channels that images have."""
 
 
 def write_initial_recipe(model_path: Path, to: Path, *, force: bool = False) -> str:
-    """Writes the recipe for the ONNX model at `model_path` into the file `to`; returns its text.
+    """Writes the recipe for the model at `model_path` into the file `to`; returns its text.
 
     Raises InputError where the model cannot be read, or `to` exists and `force` is not set.
     """
@@ -49,29 +51,43 @@ def write_initial_recipe(model_path: Path, to: Path, *, force: bool = False) -> 
 
 
 def initial_recipe(model_path: Path, *, to: Path) -> str:
-    """The text of a recipe for the ONNX model at `model_path`; paths are as seen from `to`.
+    """The text of a recipe for the model at `model_path`; paths are as seen from `to`.
 
-    Reads no weights. Raises InputError where the model cannot be read.
+    Reads no weights of ONNX models. Raises InputError where the model cannot be read.
     """
-    signature, operators = _look_at(model_path)
+    look = _look_at(model_path)
+    signature = look.signature
     parts = [
-        _head(model_path, to),
-        _inputs(signature),
-        _dims(signature),
+        _head(model_path, to, look),
+        _inputs(signature, look.known),
+        _dims(signature, look.known),
         _data(signature),
-        _variants(operators),
+        _variants(look.operators),
         _targets(),
         _benchmark_and_gate(signature),
     ]
     return "\n".join(part for part in parts if part)
 
 
-def _look_at(path: Path) -> tuple[Signature, frozenset[str]]:
-    """The signature, and the types of all operators."""
-    if path.suffix in _TORCH or path.is_dir():
-        what = "only ONNX files can be read by this version"
-        fix = "export the model with torch.onnx.export, and name the .onnx file"
-        raise InputError(what, where=str(path), fix=fix)
+@dataclass(frozen=True)
+class _Look:
+    """What is known of the model: its interface, and the types of all operators."""
+
+    signature: Signature
+    operators: frozenset[str]
+    kind: str = "onnx"
+    fields: str = ""
+    known: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _look_at(path: Path) -> _Look:
+    from optimc.pipeline.torch_looks import is_torch, look_at_torch
+
+    if is_torch(path):
+        found = look_at_torch(path)
+        # Its operators are known once it is exported; networks without a matrix product are rare.
+        operators = frozenset({"MatMul"})
+        return _Look(found.signature, operators, found.kind, found.fields, found.known)
     from optimc.frontends.onnx import read_signature
     from optimc.frontends.onnx_files import all_protos, parse
 
@@ -79,25 +95,26 @@ def _look_at(path: Path) -> tuple[Signature, frozenset[str]]:
     proto = parse(path)
     nodes = [node for graph in all_protos(proto.graph) for node in graph.node]
     nodes += [node for function in proto.functions for node in function.node]
-    return signature, frozenset(node.op_type for node in nodes)
+    return _Look(signature, frozenset(node.op_type for node in nodes))
 
 
-def _head(model_path: Path, to: Path) -> str:
+def _head(model_path: Path, to: Path, look: _Look) -> str:
     relative = os.path.relpath(model_path.absolute(), to.absolute().parent)
+    model = f"{{{look.kind}: {_text(Path(relative).as_posix())}{look.fields}}}"
     return (
         f"# Written by `optimc init`. It builds as it is: optimc build {_one_line(to.name)}\n"
         "# Until data are named below, inputs are drawn at random, and the report says so.\n\n"
-        f"model: {{onnx: {_text(Path(relative).as_posix())}}}\n\n"
+        f"model: {model}\n\n"
         "# Where every random choice of the build starts from.\n"
         "seed: 0\n"
     )
 
 
-def _inputs(signature: Signature) -> str:
+def _inputs(signature: Signature, known: Mapping[str, Any]) -> str:
     lines = ["# Shapes and dtypes are the model's. Set the values to what your data have."]
     lines.append("inputs:" if signature.inputs else "inputs: {}")
     for spec in signature.inputs:
-        values, hint = _values(spec)
+        values, hint = _known_values(spec.name, known) or _values(spec)
         fields = [f"dtype: {spec.dtype}", *([values] if values else [])]
         if spec.shape is not None:
             fields.insert(0, f"shape: [{', '.join(_text(dim) for dim in spec.shape)}]")
@@ -106,6 +123,15 @@ def _inputs(signature: Signature) -> str:
         comment = f" # {hint}" if hint else ""
         lines.append(f"  {_key(spec.name)}: {{{', '.join(fields)}}}{comment}")
     return "\n".join(lines) + "\n"
+
+
+def _known_values(name: str, known: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The range that the model itself gives, where it does."""
+    for kind in ("values", "range"):
+        if name in known.get(kind, {}):
+            low, high = known[kind][name]
+            return f"{kind}: [{low}, {high}]", "as the model's configuration says"
+    return None
 
 
 def _values(spec: TensorSpec) -> tuple[str, str]:
@@ -126,12 +152,20 @@ def _is_image(spec: TensorSpec) -> bool:
     return len(shape) == 4 and (shape[1] in _PIXELS or shape[3] in _PIXELS)
 
 
-def _dims(signature: Signature) -> str:
+def guessed_dims(signature: Signature) -> dict[str, tuple[tuple[int, int, int], str]]:
+    """By dim: sizes (least, typical, greatest) that most likely run, and what to change."""
     found: dict[str, tuple[tuple[int, int, int], str]] = {}
     for spec in signature.inputs:
         for axis, dim in enumerate(spec.shape or ()):
             if isinstance(dim, str) and dim not in found:
                 found[dim] = _sizes(spec, axis)
+    return found
+
+
+def _dims(signature: Signature, known: Mapping[str, Any]) -> str:
+    found = guessed_dims(signature)
+    for name, (least, typical, most) in known.get("dims", {}).items():
+        found[name] = ((least, typical, most), found[name][1])
     if not found:
         return ""
     lines = ["# The sizes that dynamic dims take: passes and engines are checked at the corners."]

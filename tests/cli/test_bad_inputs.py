@@ -368,7 +368,7 @@ COMMAND_LINE = {
         bad.nothing, "recipe.yaml: exists already", "--force", command="init digits.onnx"
     ),
     "init of a folder": _bad(
-        bad.nothing, "only ONNX files", "export", command="init . -o new.yaml"
+        bad.nothing, "this is a folder", "digits.onnx", command="init . -o new.yaml"
     ),
     "pass without a page": _bad(bad.nothing, "`simplfy`", "`simplify`?", command="passes simplfy"),
 }

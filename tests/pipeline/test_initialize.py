@@ -184,8 +184,10 @@ def test_models_that_cannot_be_read(tmp_path: Path) -> None:
         write_initial_recipe(broken, to)
     with pytest.raises(InputError, match="cannot read the model"):
         write_initial_recipe(tmp_path / "none.onnx", to)
-    with pytest.raises(InputError, match=r"only ONNX files .*\n  fix: export the model"):
+    with pytest.raises(InputError, match="there is no such file"):
         write_initial_recipe(tmp_path / "model.pt2", to)
+    with pytest.raises(InputError, match="holds weights, and no model"):
+        write_initial_recipe(tmp_path / "model.pth", to)
     text = save(tmp_path / "text.onnx", {"t": (TensorProto.STRING, [1])}, operator="Identity")
     with pytest.raises(InputError, match="input `t` holds strings"):
         write_initial_recipe(text, to)

@@ -27,6 +27,7 @@ from optimc.core.passes import Pass
 from optimc.core.targets import Target
 from optimc.measure.metric import SampleMetric
 from optimc.measure.user_metric import UserMetric
+from optimc.pipeline.recipe.model_sources import ModelSource
 from optimc.pipeline.units import DURATION_PATTERN, parse_duration
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -66,13 +67,6 @@ Seconds: TypeAlias = Annotated[
     Field(gt=0),
     WithJsonSchema({"type": "string", "pattern": DURATION_PATTERN}),
 ]
-
-
-class ModelSource(Part):
-    """Where the model comes from."""
-
-    onnx: Path
-    """An ONNX file."""
 
 
 ValueName: TypeAlias = Annotated[str, Field(min_length=1)]
@@ -231,7 +225,8 @@ class Sections(Part):
     """The sections of a recipe whose keys are the same whatever is installed."""
 
     model: ModelSource
-    """The model to compile: `{onnx: model.onnx}`."""
+    """The model to compile: `{onnx: model.onnx}`, `{exported: model.pt2}`, `{factory: ...}` or
+    `{hf: ./folder, task: ...}`."""
     outputs: Mapping[str, OutputOptions | Literal["drop"]] = Field(default_factory=dict)
     """By output name: `drop` leaves an output out, `{}` keeps it; `rename` gives it another name,
     `verify` has it judged by inner values. All are kept by default."""

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from optimc.core.errors import did_you_mean
 from optimc.pipeline.recipe.locate import Location, Node, Problems, quoted
+from optimc.pipeline.recipe.model_reading import check_kind, resolved_model
 from optimc.pipeline.recipe.named import NamedReader
 from optimc.pipeline.recipe.reading import Reading
 from optimc.pipeline.recipe.schema import Recipe, Sections
 from optimc.pipeline.recipe.validation import known_names, validate
-
-_EXPORT = "export it to ONNX (torch.onnx.export, optimum) and write `model: {onnx: model.onnx}`"
-LATER: Mapping[Location, str] = {
-    ("model", "exported"): _EXPORT,
-    ("model", "factory"): _EXPORT,
-    ("model", "hf"): _EXPORT,
-}
-"""Keys that recipes will have and this version does not carry yet, with the way out."""
-_BESIDE = {"factory": ("weights",), "hf": ("task",)}
 
 _META = ("path", "sha256")
 SECTIONS = tuple(name for name in Recipe.model_fields if name not in _META)
@@ -44,7 +35,7 @@ class _SectionReader:
     def read(self, root: Node) -> dict[str, Any]:
         """The fields of a Recipe."""
         assert isinstance(root.value, dict)
-        self._refuse_later(root)
+        check_kind(root.get("model"), self._reading, untrusted=self._untrusted)
         if self._untrusted:
             self._refuse_code(root)
         for key, node in root.value.items():
@@ -64,18 +55,6 @@ class _SectionReader:
         fields["targets"] = named.targets(root)
         return fields
 
-    def _refuse_later(self, root: Node) -> None:
-        """Notes keys that this version does not carry yet."""
-        for location, fix in LATER.items():
-            for parent, name in _matching(root, location):
-                assert isinstance(parent.value, dict)
-                node = parent.value.pop(name)
-                shown = f"`{name}` under `{location[0]}`"
-                self._reading.note(node, f"{shown} is not supported yet by this version", fix)
-                for companion in _BESIDE.get(name, ()):
-                    parent.value.pop(companion, None)
-                parent.bad = parent.bad or location[0] == "model"
-
     def _refuse_code(self, root: Node) -> None:
         for section in ("data", "metrics"):
             node = root.get(section)
@@ -89,8 +68,7 @@ class _SectionReader:
 
     def _files(self, sections: Sections, root: Node) -> dict[str, Any]:
         """Sections with paths resolved, and what is missing on disk noted."""
-        at = _find(root, ("model", "onnx"))
-        path = self._reading.existing(sections.model.onnx, at)
+        model = resolved_model(sections.model, _find(root, ("model",)), self._reading)
         splits = sections.data.splits if sections.data is not None else {}
         for name, source in splits.items():
             node = _find(root, ("data", name))
@@ -99,7 +77,7 @@ class _SectionReader:
             for folder in source.folders(self._reading.folder):
                 at_folder = _naming(node, folder, self._reading.folder)
                 self._reading.existing(folder, at_folder, folder=True)
-        return {"model": sections.model.model_copy(update={"onnx": path})}
+        return {"model": model}
 
 
 def _find(root: Node, location: Location) -> Node:
@@ -110,19 +88,6 @@ def _find(root: Node, location: Location) -> Node:
             return root
         root = below
     return root
-
-
-def _matching(node: Node, location: Location) -> Iterator[tuple[Node, str]]:
-    """Every (mapping, key) at a location in which `*` stands for any key."""
-    head, rest = location[0], location[1:]
-    if not isinstance(node.value, dict):
-        return
-    names = list(node.value) if head == "*" else [head] if head in node.value else []
-    for name in names:
-        if rest:
-            yield from _matching(node.value[str(name)], rest)
-        else:
-            yield node, str(name)
 
 
 def _naming(node: Node, file: Path, folder: Path) -> Node:

@@ -329,13 +329,6 @@ def test_data_that_do_not_fit(refusal: Refusal, data: str, message: str, fix: st
     assert fix is None or fix in str(error.fix)
 
 
-@pytest.mark.parametrize("key", ["exported", "factory", "hf"])
-def test_kinds_of_models_that_are_not_there_yet(refusal: Refusal, key: str) -> None:
-    error = refusal(f"model: {{{key}: x, weights: {{file: w}}}}\nvariants: {{fp32: []}}\n")
-    assert f"recipe.yaml:1:9: `{key}` under `model` is not supported yet" in str(error)
-    assert "export it to ONNX" in str(error)
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
