@@ -20,9 +20,9 @@ from optimc.pipeline.data import check_overlap, open_data
 from optimc.pipeline.engines import EngineBuilder
 from optimc.pipeline.evaluation import check_metrics
 from optimc.pipeline.ingest import read_source
+from optimc.pipeline.ingest_torch import with_known
 from optimc.pipeline.inner_values import InnerValues
 from optimc.pipeline.legalization import legalize_cells
-from optimc.pipeline.ingest_torch import with_known
 from optimc.pipeline.lock import lock_path, read_lock, refuse_differences
 from optimc.pipeline.manager import PassInputs, PassManager, PassOutcome
 from optimc.pipeline.observer import BuildObserver, Dumper
