@@ -14,7 +14,7 @@ from optimc.core.digest import digest_of
 from optimc.core.errors import InputError, unknown_name
 from optimc.core.targets import Engine
 from optimc.core.worker import Limits
-from optimc.measure.metric import Direction, Metric, SampleMetric
+from optimc.measure.metric import Direction, Metric, RegularMetric, SampleMetric
 from optimc.measure.metrics import compare
 from optimc.measure.statistics import Interval
 from optimc.measure.user_metric import UserMetric
@@ -92,7 +92,7 @@ def check_metrics(recipe: Recipe, dataset: Dataset | None, signature: Signature)
         _check_labels(name, metric, dataset, sizes)
 
 
-def _check_labels(name: str, metric: SampleMetric, dataset: Dataset, sizes: list[int]) -> None:
+def _check_labels(name: str, metric: RegularMetric, dataset: Dataset, sizes: list[int]) -> None:
     """Classifiers see all labels, with scores [n, *sizes] that mean nothing."""
     import numpy as np
 

@@ -123,6 +123,7 @@ def _proved(
     proof = build.engines.prove(
         cell.name,
         engine,
+        target=cell.target,
         lossy=result.lossy,
         model=model,
         model_path=build.path_of(model),

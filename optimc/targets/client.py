@@ -71,7 +71,10 @@ class EngineWorker:
         """`overrides` replace settings of the manifest's session, such as ``threads``."""
         self.name = name
         self.runtime = engine.runtime
-        self._opened = {"folder": str(engine.folder.resolve()), "overrides": dict(overrides or {})}
+        self._opened: dict[str, Any] = {
+            "folder": str(engine.folder.resolve()),
+            "overrides": dict(overrides or {}),
+        }
         self._worker = Worker(
             "optimc.targets.service:EngineService",
             self._opened,
