@@ -40,8 +40,8 @@ class QuantizeInt8(Pass):
         One numbered rewrite is one operator.
     Refuses: operators without an INT8 kernel on the target, weights that are not constant, values
         that hold infinities or NaNs on the calibration data, operators between others that stay in
-        float, and what `keep_float` names. A model that is quantized already, in which nothing can
-        be quantized, or with BatchNormalization that `fuse` has yet to take in, is an error.
+        float, BatchNormalization that `fuse` would take in before, and what `keep_float` names. A
+        model that is quantized already, or in which nothing can be quantized, is an error.
     Accuracy: lossy; judged by the gate where the recipe limits a metric, else by 1 % of the metric
         or an output SQNR of 20 dB.
     Options: ranges, percentile, keep_float.

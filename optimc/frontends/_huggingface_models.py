@@ -1,17 +1,18 @@
-"""Models of Hugging Face transformers from a folder. Imports torch at the top: for the worker."""
+"""Models of Hugging Face transformers from a folder. For the worker."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from optimc.core.errors import InputError
 from optimc.frontends._torch_sources import Described, ModuleModel, dtype_name
 from optimc.frontends.huggingface import image_preprocessing, read_config
+
+if TYPE_CHECKING:
+    import torch
 
 _CLASSES = {
     "text-classification": "AutoModelForSequenceClassification",
@@ -25,54 +26,63 @@ _TYPICAL_LENGTHS = (8, 32, 128)
 _SHOWN = 5
 
 
-class _TaskModule(torch.nn.Module):
+def _task_module(model: torch.nn.Module, outputs: tuple[str, ...]) -> torch.nn.Module:
     """The model with the outputs of its task alone."""
+    import torch
 
-    def __init__(self, model: torch.nn.Module, outputs: tuple[str, ...]) -> None:
-        super().__init__()
-        self.model = model
-        self.outputs = outputs
+    class TaskModule(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
 
-    def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        answer = self.model(**inputs, return_dict=True)
-        return {name: answer[name] for name in self.outputs}
+        def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+            answer = self.model(**inputs, return_dict=True)
+            return {name: answer[name] for name in outputs}
+
+    return TaskModule()
 
 
-class _Embedding(torch.nn.Module):
+def _embedding(model: torch.nn.Module, pooling: str, normalize: bool) -> torch.nn.Module:
     """The model with its last hidden state pooled, as sentence-transformers does it."""
+    import torch
 
-    def __init__(self, model: torch.nn.Module, pooling: str, normalize: bool) -> None:
-        super().__init__()
-        self.model = model
-        self.pooling = pooling
-        self.normalize = normalize
+    class Embedding(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
 
-    def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        states = self.model(**inputs, return_dict=True).last_hidden_state
-        if states.dim() == 4:  # [batch, channels, height, width], of convolutional networks
-            states = states.flatten(2).transpose(1, 2)
-        mask = inputs.get("attention_mask")
-        if mask is None:
-            mask = torch.ones_like(states[:, :, 0], dtype=torch.int64)
-        vector = self._pool(states, mask)
-        if self.normalize:
-            vector = torch.nn.functional.normalize(vector, dim=-1)
-        return {"embedding": vector}
+        def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+            states = self.model(**inputs, return_dict=True).last_hidden_state
+            if states.dim() == 4:  # [batch, channels, height, width], of convolutional networks
+                states = states.flatten(2).transpose(1, 2)
+            mask = inputs.get("attention_mask")
+            if mask is None:
+                mask = torch.ones_like(states[:, :, 0], dtype=torch.int64)
+            vector = _pooled(states, mask, pooling)
+            if normalize:
+                vector = torch.nn.functional.normalize(vector, dim=-1)
+            return {"embedding": vector}
 
-    def _pool(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        if self.pooling == "cls":
-            return states[:, 0]
-        weights = mask.unsqueeze(-1).to(states.dtype)
-        if self.pooling == "mean":
-            return (states * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
-        if self.pooling == "max":
-            greatest = states.masked_fill(weights == 0, torch.finfo(states.dtype).min).amax(1)
-            # Nothing under the mask: zeros, because the least float overflows when normalized.
-            return greatest * (weights.sum(1) > 0)
-        # The last token of the mask, whichever side is padded.
-        steps = torch.arange(1, states.shape[1] + 1, device=states.device)
-        last = (mask * steps).argmax(1).view(-1, 1, 1).expand(-1, 1, states.shape[-1])
-        return states.gather(1, last).squeeze(1)
+    return Embedding()
+
+
+def _pooled(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
+    """One vector a sample, [batch, size], of the `states` [batch, length, size] under the mask."""
+    import torch
+
+    if pooling == "cls":
+        return states[:, 0]
+    weights = mask.unsqueeze(-1).to(states.dtype)
+    if pooling == "mean":
+        return (states * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
+    if pooling == "max":
+        greatest = states.masked_fill(weights == 0, torch.finfo(states.dtype).min).amax(1)
+        # Nothing under the mask: zeros, because the least float overflows when normalized.
+        return greatest * (weights.sum(1) > 0)
+    # The last token of the mask, whichever side is padded.
+    steps = torch.arange(1, states.shape[1] + 1, device=states.device)
+    last = (mask * steps).argmax(1).view(-1, 1, 1).expand(-1, 1, states.shape[-1])
+    return states.gather(1, last).squeeze(1)
 
 
 def open_folder(
@@ -94,13 +104,14 @@ def open_folder(
     described.notes += notes
     module: torch.nn.Module
     if task == "embedding":
-        module = _Embedding(model, pooling, normalize)
+        module = _embedding(model, pooling, normalize)
     else:
-        module = _TaskModule(model, _OUTPUTS.get(task, ("logits",)))
+        module = _task_module(model, _OUTPUTS.get(task, ("logits",)))
     return ModuleModel(module, described)
 
 
 def _load(folder: Path, task: str) -> tuple[Any, list[str]]:
+    import torch
     import transformers
 
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]

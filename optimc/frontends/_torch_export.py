@@ -1,4 +1,4 @@
-"""From a program of torch to an ONNX file with named dims and outputs. Imports torch at the top."""
+"""From a program of torch to an ONNX file with named dims and outputs. For the worker."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-import torch
 
 from optimc.core.errors import InputError
 from optimc.core.model import EXTERNAL_DATA_THRESHOLD
@@ -78,6 +77,8 @@ def write_onnx(
 
     Weights of more than `EXTERNAL_DATA_THRESHOLD` bytes go into a file beside it.
     """
+    import torch
+
     try:
         made = torch.onnx.export(program, dynamo=True, verbose=False)
         assert made is not None

@@ -1,4 +1,4 @@
-"""Modules with nested inputs and outputs as functions of named tensors. Imports torch at the top.
+"""Modules with nested inputs and outputs as functions of named tensors. For the worker.
 
 Names are paths: `features.mask` is the entry `mask` of the argument `features`, `pair.0` the first
 of a tuple. An output that is one tensor is `output`, the members of a tuple are `output_0`, ...
@@ -9,40 +9,41 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from optimc.core.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 Tree = dict[str, Any]
 """Names to places in the list of tensors, or to trees."""
 
 
-class FlatModule(torch.nn.Module):
-    """`module` with a list of tensors in and a tuple of tensors out.
+def flat_module(module: torch.nn.Module, names: Sequence[str]) -> Any:
+    """`module` as a module with a list of tensors in and a tuple of tensors out.
 
-    `names` are the inputs in their order. Raises InputError where they do not fit the module's
-    `forward`.
+    `names` are the inputs in their order; `call` gives what the module itself returns. Raises
+    InputError where they do not fit the module's `forward`.
     """
+    import torch
 
-    def __init__(self, module: torch.nn.Module, names: Sequence[str]) -> None:
-        super().__init__()
-        self.module = module
-        tree = _tree(names)
-        self._positional = _is_positional(module, tree)
-        self._tree = tree
+    class FlatModule(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+            self._tree = _tree(names)
+            self._positional = _is_positional(module, self._tree)
 
-    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The tensors of the module's outputs, in the order of `named_outputs`."""
-        return tuple(tensor for _, tensor in named_tensors(self.call(tensors)))
+        def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            """The tensors of the module's outputs, in the order of `named_tensors`."""
+            return tuple(tensor for _, tensor in named_tensors(self.call(tensors)))
 
-    def call(self, tensors: Sequence[torch.Tensor]) -> Any:
-        """What the module itself returns."""
-        built = {name: _build(part, tensors) for name, part in self._tree.items()}
-        if self._positional:
-            return self.module(*built.values())
-        return self.module(**built)
+        def call(self, tensors: Sequence[torch.Tensor]) -> Any:
+            built = {name: _build(part, tensors) for name, part in self._tree.items()}
+            return self.module(*built.values()) if self._positional else self.module(**built)
+
+    return FlatModule()
 
 
 def _tree(names: Sequence[str]) -> Tree:
@@ -104,6 +105,8 @@ def _quoted(names: Sequence[str]) -> str:
 
 def named_tensors(value: Any) -> list[tuple[str, torch.Tensor]]:
     """The tensors in a module's answer with their names; what is no tensor is left out."""
+    import torch
+
     if isinstance(value, torch.Tensor):
         return [("output", value)]
     if isinstance(value, Sequence) and not hasattr(value, "_fields"):
@@ -114,6 +117,8 @@ def named_tensors(value: Any) -> list[tuple[str, torch.Tensor]]:
 
 
 def _below(value: Any, path: str) -> Iterator[tuple[str, torch.Tensor]]:
+    import torch
+
     if isinstance(value, torch.Tensor):
         yield path, value
         return

@@ -11,16 +11,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from optimc.core.errors import InputError, OptimcError
 from optimc.frontends._opened_files import is_installed, opened_files
-from optimc.frontends._torch_modules import FlatModule, named_tensors
+from optimc.frontends._torch_modules import flat_module, named_tensors
+
+if TYPE_CHECKING:
+    import torch
 
 Shape = Sequence[int | str]
-Tensors = Mapping[str, torch.Tensor]
+Tensors: TypeAlias = "Mapping[str, torch.Tensor]"
 
 
 @dataclass
@@ -61,10 +62,12 @@ class ModuleModel(TorchModel):
 
     def __init__(self, module: torch.nn.Module, described: Described) -> None:
         self.described = described
-        self.flat = FlatModule(module.eval(), self.names).eval()
+        self.flat = flat_module(module.eval(), self.names).eval()
 
     def run(self, feeds: Tensors) -> list[tuple[str, torch.Tensor]]:
         """See `TorchModel`."""
+        import torch
+
         with torch.no_grad():
             answer = self.flat.call([feeds[name] for name in self.names])
         found = named_tensors(answer)
@@ -77,6 +80,8 @@ class ModuleModel(TorchModel):
 
     def program(self, feeds: Tensors, shapes: Mapping[str, Shape]) -> Any:
         """See `TorchModel`."""
+        import torch
+
         dynamic = torch.export.Dim.DYNAMIC
         axes = tuple(
             {axis: dynamic for axis, dim in enumerate(shapes[name]) if isinstance(dim, str)}
@@ -91,6 +96,8 @@ class ProgramModel(TorchModel):
     """A program from a `.pt2` file."""
 
     def __init__(self, path: Path) -> None:
+        import torch
+
         try:
             self._program = torch.export.load(path)
         except Exception as error:
@@ -108,6 +115,8 @@ class ProgramModel(TorchModel):
         self.described = self._describe()
 
     def _describe(self) -> Described:
+        import torch
+
         nodes = {node.name: node for node in self._program.graph.nodes if node.op == "placeholder"}
         dims: dict[str, str] = {}
         inputs = []
@@ -132,6 +141,7 @@ class ProgramModel(TorchModel):
 
     def run(self, feeds: Tensors) -> list[tuple[str, torch.Tensor]]:
         """See `TorchModel`."""
+        import torch
         from torch.utils import _pytree as pytree
 
         flat = [feeds[name] if isinstance(name, str) else name for name in self._inputs]
@@ -177,6 +187,8 @@ class FactoryModel(ModuleModel):
 
 def _make(call: str, folder: Path, arguments: Mapping[str, Any], seed: int) -> torch.nn.Module:
     # Behind what is installed, as for metrics: a user's `numpy.py` must not shadow the library.
+    import torch
+
     sys.path.append(str(folder))
     name, _, attribute = call.partition(":")
     try:

@@ -6,11 +6,12 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from optimc.core.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 _SHOWN = 5
 
@@ -43,6 +44,8 @@ def load_weights(
 
 
 def _read(file: Path) -> Any:
+    import torch
+
     try:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -63,6 +66,8 @@ def _read(file: Path) -> Any:
 
 
 def _tensors(content: Any, key: str | None, file: Path) -> Mapping[str, torch.Tensor]:
+    import torch
+
     names = list(content) if isinstance(content, Mapping) else []
     if key is not None:
         if key not in names:

@@ -8,9 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from optimc.core.errors import InputError
 from optimc.frontends._torch_export import (
@@ -21,6 +19,9 @@ from optimc.frontends._torch_export import (
 )
 from optimc.frontends._torch_modules import unique_output_names
 from optimc.frontends._torch_sources import FactoryModel, ProgramModel, Tensors, TorchModel
+
+if TYPE_CHECKING:
+    import torch
 
 Answer = tuple[Any, dict[str, Any]]
 
@@ -109,6 +110,8 @@ def _open(kind: str, options: Mapping[str, Any]) -> TorchModel:
 
 def _tensors(arrays: Mapping[str, Any]) -> Tensors:
     """The arrays as tensors. numpy has no bfloat16 that torch takes: its bits travel as int16."""
+    import torch
+
     return {
         name: torch.from_numpy(array.view("int16").copy()).view(torch.bfloat16)
         if array.dtype.name == "bfloat16"
@@ -118,6 +121,8 @@ def _tensors(arrays: Mapping[str, Any]) -> Tensors:
 
 
 def _array(tensor: torch.Tensor) -> Any:
+    import torch
+
     tensor = tensor.detach().cpu().contiguous()
     if tensor.dtype == torch.bfloat16:
         import ml_dtypes

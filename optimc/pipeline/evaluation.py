@@ -236,7 +236,7 @@ class Evaluator:
             if not isinstance(metric, SampleMetric):
                 return None
             # A metric that names none takes the first output.
-            found |= {self.signature.outputs[0].name, *metric.named_outputs().values()}
+            found |= set(metric.named_outputs().values()) or {self.signature.outputs[0].name}
         return found
 
     def _results(

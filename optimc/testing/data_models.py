@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper, save
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
     from onnx import NodeProto, ValueInfoProto
+
+_FLOAT, _INT64 = 1, 7
+"""Of onnx.TensorProto.DataType."""
 
 SIZE = 8
 """The size of an embedding."""
@@ -26,9 +28,11 @@ def word_vectors(words: int = 12) -> NDArray[np.float32]:
 def write_sentence_model(path: Path, *, outputs: Sequence[str] = ("sentence",)) -> Path:
     """input_ids and attention_mask [batch, length] to `sentence` [batch, SIZE], the mean of the
     words' vectors, and `words` [batch, length, SIZE]."""
+    from onnx import helper
+
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["words"], axis=0),
-        helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["attention_mask"], ["mask"], to=_FLOAT),
         helper.make_node("Unsqueeze", ["mask", "last"], ["column"]),
         helper.make_node("Mul", ["words", "column"], ["kept"]),
         helper.make_node("ReduceSum", ["kept", "one"], ["sum"], keepdims=0),
@@ -40,8 +44,8 @@ def write_sentence_model(path: Path, *, outputs: Sequence[str] = ("sentence",)) 
         "words": ["batch", "length", SIZE],
     }
     constants = {"table": word_vectors(), "last": np.array([2]), "one": np.array([1])}
-    inputs = [_value(n, TensorProto.INT64, ["batch", "length"]) for n in _IDS]
-    made = [_value(name, TensorProto.FLOAT, shapes[name]) for name in outputs]
+    inputs = [_value(n, _INT64, ["batch", "length"]) for n in _IDS]
+    made = [_value(name, _FLOAT, shapes[name]) for name in outputs]
     return _write(path, nodes, inputs, made, constants)
 
 
@@ -50,6 +54,8 @@ _IDS = ("input_ids", "attention_mask")
 
 def write_image_model(path: Path, *, classes: int = 4) -> Path:
     """x float32 [batch, 3, height, width] to y [batch, classes], for images of any size."""
+    from onnx import helper
+
     rng = np.random.default_rng(0)
     nodes = [
         helper.make_node("Conv", ["x", "kernel"], ["c"], pads=[1, 1, 1, 1]),
@@ -62,12 +68,14 @@ def write_image_model(path: Path, *, classes: int = 4) -> Path:
         "kernel": rng.standard_normal((8, 3, 3, 3)).astype(np.float32),
         "weight": rng.standard_normal((8, classes)).astype(np.float32),
     }
-    inputs = [_value("x", TensorProto.FLOAT, ["batch", 3, "height", "width"])]
-    outputs = [_value("y", TensorProto.FLOAT, ["batch", classes])]
+    inputs = [_value("x", _FLOAT, ["batch", 3, "height", "width"])]
+    outputs = [_value("y", _FLOAT, ["batch", classes])]
     return _write(path, nodes, inputs, outputs, constants)
 
 
 def _value(name: str, dtype: int, shape: Sequence[int | str]) -> ValueInfoProto:
+    from onnx import helper
+
     return helper.make_tensor_value_info(name, dtype, shape)
 
 
@@ -78,6 +86,8 @@ def _write(
     outputs: Sequence[ValueInfoProto],
     constants: Mapping[str, NDArray[np.generic]],
 ) -> Path:
+    from onnx import helper, numpy_helper, save
+
     tensors = [numpy_helper.from_array(array, name) for name, array in constants.items()]
     graph = helper.make_graph(nodes, "small", inputs, outputs, tensors)
     opsets = [helper.make_opsetid("", 18)]

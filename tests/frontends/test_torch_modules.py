@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 else:
     torch = pytest.importorskip("torch")
 
-from optimc.frontends._torch_modules import FlatModule, named_tensors, unique_output_names
+from optimc.frontends._torch_modules import flat_module, named_tensors, unique_output_names
 from optimc.frontends._torch_weights import load_weights
 
 
@@ -36,7 +36,7 @@ class Two(torch.nn.Module):
 def test_nested_inputs_are_named_by_their_paths() -> None:
     names = ["pair.0", "pair.1", "image", "extra.mask", "extra.deep.x"]
     values = [torch.full((2,), float(n)) for n in range(5)]
-    flat = FlatModule(Nested(), names)
+    flat = flat_module(Nested(), names)
     found = named_tensors(flat.call(values))
     assert [(name, tensor[0].item()) for name, tensor in found] == [
         ("sum", 5.0),
@@ -51,7 +51,7 @@ def test_nested_inputs_are_named_by_their_paths() -> None:
 )
 def test_inputs_go_by_name_and_else_by_order(names: list[str], expected: float) -> None:
     one, two = torch.tensor([1.0]), torch.tensor([2.0])
-    assert FlatModule(Two(), names)(one, two)[0].item() == expected
+    assert flat_module(Two(), names)(one, two)[0].item() == expected
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_inputs_go_by_name_and_else_by_order(names: list[str], expected: float) 
 )
 def test_inputs_that_do_not_fit_forward(names: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        FlatModule(Two(), names)
+        flat_module(Two(), names)
 
 
 def test_outputs_are_named_by_keys_fields_and_places() -> None:

@@ -147,7 +147,8 @@ def test_a_detector_behind_nms_is_judged_image_by_image(tmp_path):
     session.close()
     evaluator = Evaluator(
         metrics={"map": metric_for("map"), "map50": metric_for("map50")},
-        dataset=Images(images, labels),
+        dataset=(data := Images(images, labels)),
+        raw=data,
         dims={},
         signature=engine.signature,
         cache=Cache(enabled=False),
