@@ -11,6 +11,7 @@ from optimc.core.descriptions import wanted
 from optimc.core.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Self
 
     import numpy as np
@@ -45,6 +46,10 @@ class SourceOptions(Options):
     def folders(self, base: Path) -> list[Path]:
         """The folders that the recipe names, which have to be there."""
         return []
+
+    def for_inputs(self, names: Sequence[str]) -> Self:
+        """This source for a model with the inputs `names`: what the recipe leaves open is set."""
+        return self
 
 
 class Selection(SourceOptions):

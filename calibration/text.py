@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, get_args
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -11,6 +11,7 @@ from optimc.calibration.options import Selection
 from optimc.calibration.tokens import tokenizer_file
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Self
 
     from optimc.calibration.rows import RowFormat
@@ -59,7 +60,8 @@ class TextOptions(Selection):
         default={"input_ids": "input_ids", "attention_mask": "attention_mask"}, min_length=1
     )
     """From each of the model's inputs to what feeds it: `input_ids`, `attention_mask` (1 for
-    tokens, 0 for padding) or `token_type_ids` (1 for the second segment)."""
+    tokens, 0 for padding) or `token_type_ids` (1 for the second segment). By default each of the
+    model's inputs that has such a name."""
     dtype: Literal["int64", "int32"] = "int64"
     """The element type of all of them."""
     max_length: Length | None = None
@@ -110,6 +112,13 @@ class TextOptions(Selection):
     def file(self) -> str:
         """The file, as the recipe names it."""
         return str(getattr(self, self.kind))
+
+    def for_inputs(self, names: Sequence[str]) -> Self:
+        """See `SourceOptions`: without `inputs`, tokens feed the inputs that are called so."""
+        called = {name: name for name in get_args(TokenField) if name in names}
+        if "inputs" in self.model_fields_set or not called:
+            return self
+        return self.model_copy(update={"inputs": called})
 
     def open(self, base: Path, seed: int) -> TextDataset:
         """The data set, read from `base`.

@@ -68,8 +68,9 @@ def open_data(recipe: Recipe, signature: Signature) -> BuildData:
     check_signature(recipe, signature)
     splits: dict[str, Dataset] = {}
     if recipe.data is not None:
+        inputs = [spec.name for spec in signature.inputs]
         for name, source in recipe.data.splits.items():
-            splits[name] = source.open(recipe.folder, recipe.seed)
+            splits[name] = source.for_inputs(inputs).open(recipe.folder, recipe.seed)
     dims = resolved_dims(recipe, signature, splits)
     check_cases(recipe, dims)
     bounds = {name: (dim.min, dim.max, dim.multiple_of) for name, dim in dims.items()}
