@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from optimc.report.schema import Report
 
 WIDTH = 100
+_NAME = 24
+"""Columns of a cell's name that are never wrapped."""
+
 MAX_FINDINGS = 20
 MAX_CELLS = 24  # of a finding's cells, in columns: a long list says less than a number
 STYLES = {
@@ -116,10 +119,12 @@ def _cells(report: Report) -> Table:
         else None,
         caption_justify="left",
     )
-    table.add_column("cell", overflow="fold", min_width=8)
+    longest = max((len(cell.name) for cell in report.results), default=0)
+    # Names are what the eye looks for: figures wrap first.
+    table.add_column("cell", overflow="fold", min_width=max(8, min(longest, _NAME)))
     table.add_column(_line((metric, "")), justify="right", no_wrap=True, max_width=10)
     for name in ("drop", "p50 ms", "speed-up", "size", "int8"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=name != "drop")
     table.add_column("verdict", no_wrap=True)
     for row in rows(report, figures.plus_minus):
         verdict = row.verdict if row.status == "built" else row.status
