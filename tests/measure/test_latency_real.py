@@ -77,6 +77,6 @@ def test_an_inserted_slowdown_moves_the_interval(engines):
     assert all(milliseconds > 0 for milliseconds in latency.load_ms)
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 def test_twenty_runs_against_itself_cover_one(engines):
     assert covering(equal_runs(engines, 20, 2.5)) >= 18

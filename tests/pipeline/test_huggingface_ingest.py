@@ -22,7 +22,7 @@ from optimc.testing.runs import run_model
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SMALL = {
     "hidden_size": 16,

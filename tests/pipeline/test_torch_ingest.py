@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 else:
     torch = pytest.importorskip("torch")
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 NETS = """
 import torch

@@ -13,7 +13,7 @@ import pytest
 
 from optimc.testing.commands import run_optimc
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
