@@ -160,7 +160,7 @@ def train() -> Detector:
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.01, total_steps=steps)
     for epoch in range(EPOCHS):
-        for chosen in torch.randperm(TRAINING // len(SIZES)).split(BATCH):
+        for chosen in torch.randperm(TRAINING // len(SIZES)).reshape(-1, BATCH):
             for tensors in sizes:
                 loss = loss_of(model, *(tensor[chosen] for tensor in tensors))
                 optimizer.zero_grad()
@@ -225,11 +225,12 @@ def with_suppression(proto: onnx.ModelProto) -> None:
     graph.node.extend(helper.make_node(op, i, [o], name=o, **a) for op, i, o, a in nodes)
     del graph.output[:]
     types = onnx.TensorProto
-    for name, kind, shape in (
+    outputs: list[tuple[str, int, list[str | int | None]]] = [
         ("boxes", types.FLOAT, ["found", 4]),
         ("scores", types.FLOAT, ["found"]),
         ("classes", types.INT64, ["found"]),
-    ):
+    ]
+    for name, kind, shape in outputs:
         graph.output.append(helper.make_tensor_value_info(name, kind, shape))
 
 
@@ -242,10 +243,16 @@ def save(drawn: list[Drawn], folder: Path) -> None:
 
 def save_coco(drawn: list[Drawn], path: Path) -> None:
     """Write the boxes in COCO's form."""
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for index, one in enumerate(drawn):
         height, width = one.image.shape
-        entry = {"id": index, "file_name": f"{index:03}.png", "height": height, "width": width}
+        entry: dict[str, Any] = {
+            "id": index,
+            "file_name": f"{index:03}.png",
+            "height": height,
+            "width": width,
+        }
         images.append(entry)
         for (x1, y1, x2, y2), kind in zip(one.boxes.tolist(), one.classes.tolist(), strict=True):
             box = [round(side, 2) for side in (x1, y1, x2 - x1, y2 - y1)]

@@ -83,7 +83,7 @@ def train() -> SmallUNet:
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.01, total_steps=steps)
     for epoch in range(EPOCHS):
-        for chosen in torch.randperm(TRAINING).split(BATCH):
+        for chosen in torch.randperm(TRAINING).reshape(-1, BATCH):
             loss = torch.nn.functional.cross_entropy(model(images[chosen]), labels[chosen])
             optimizer.zero_grad()
             torch.autograd.backward(loss)
