@@ -61,8 +61,8 @@ def initial_recipe(model_path: Path, *, to: Path) -> str:
         _head(model_path, to, look),
         _inputs(signature, look.known),
         _dims(signature, look.known),
-        _data(signature),
-        _variants(look.operators),
+        _data(signature, _relative(model_path, to) if model_path.is_dir() else None),
+        _variants(look.operators, text=_is_text(signature)),
         _targets(),
         _benchmark_and_gate(signature),
     ]
@@ -99,8 +99,7 @@ def _look_at(path: Path) -> _Look:
 
 
 def _head(model_path: Path, to: Path, look: _Look) -> str:
-    relative = os.path.relpath(model_path.absolute(), to.absolute().parent)
-    model = f"{{{look.kind}: {_text(Path(relative).as_posix())}{look.fields}}}"
+    model = f"{{{look.kind}: {_text(_relative(model_path, to))}{look.fields}}}"
     return (
         f"# Written by `optimc init`. It builds as it is: optimc build {_one_line(to.name)}\n"
         "# Until data are named below, inputs are drawn at random, and the report says so.\n\n"
@@ -108,6 +107,11 @@ def _head(model_path: Path, to: Path, look: _Look) -> str:
         "# Where every random choice of the build starts from.\n"
         "seed: 0\n"
     )
+
+
+def _relative(path: Path, to: Path) -> str:
+    """The path as a recipe at `to` writes it."""
+    return Path(os.path.relpath(path.absolute(), to.absolute().parent)).as_posix()
 
 
 def _inputs(signature: Signature, known: Mapping[str, Any]) -> str:
@@ -187,7 +191,37 @@ def _sizes(spec: TensorSpec, axis: int) -> tuple[tuple[int, int, int], str]:
     return (8, 8, 8), "a guess: set it to the sizes of your data"
 
 
-def _data(signature: Signature) -> str:
+def _is_text(signature: Signature) -> bool:
+    """Whether tokens go in."""
+    return any(spec.name == "input_ids" for spec in signature.inputs)
+
+
+def _data(signature: Signature, tokenizer: str | None) -> str:
+    return (
+        _text_data(tokenizer or "tokenizer.json") if _is_text(signature) else _array_data(signature)
+    )
+
+
+def _text_data(tokenizer: str) -> str:
+    tokenizer = f"{_text(tokenizer)} # a tokenizer.json, or a folder with one"
+    return (
+        "# Your data: rows of text for each split (csv, tsv, jsonl or parquet), columns by name.\n"
+        "# With labels, metrics tell what the engines lost.\n"
+        "# data:\n"
+        "#   calibration: # some hundred samples, for the ranges of static INT8\n"
+        "#     csv: calibration.csv\n"
+        f"#     tokenizer: {tokenizer}\n"
+        "#     text: text\n"
+        "#   evaluation: # what every engine is judged by; no sample of it stands in calibration\n"
+        "#     csv: evaluation.csv\n"
+        f"#     tokenizer: {tokenizer}\n"
+        "#     text: text\n"
+        "#     labels: label\n"
+        "# metrics: {top1: {}} # `optimc metrics` lists them\n"
+    )
+
+
+def _array_data(signature: Signature) -> str:
     feeds = ", ".join(f"{_key(spec.name)}: {_array(spec)}" for spec in signature.inputs)
     image = any(_is_image(spec) for spec in signature.inputs)
     steps = "[nchw, {divide: 255}]" if image else "[]"
@@ -213,10 +247,14 @@ def _array(spec: TensorSpec) -> str:
     return "images" if _is_image(spec) else _text(spec.name)
 
 
-def _variants(operators: frozenset[str]) -> str:
+def _variants(operators: frozenset[str], *, text: bool) -> str:
     lines = ["# Each variant is a list of passes; `optimc passes` lists them."]
-    lines += ["variants:", "  fp32: [simplify]"]
-    if operators & _QUANTIZED:
+    lines += ["variants:", "  fp32: [simplify, fuse]"]
+    if text and operators & _QUANTIZABLE and not operators & _QUANTIZED:
+        # Transformers lose so much that without a metric no figure could pass.
+        lines.append("  # Name data and a metric first: they say what INT8 costs.")
+        lines.append("  # int8: [simplify, fuse, quantize_dynamic]")
+    elif operators & _QUANTIZED:
         lines.append("  # No int8: the model is quantized already.")
     elif operators & _QUANTIZABLE:
         lines.append("  int8: [simplify, fuse, quantize_int8]")

@@ -7,11 +7,12 @@ import tempfile
 import weakref
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from optimc.core.cpu import cpu_features
+from optimc.core.descriptions import wanted
 from optimc.core.errors import CellError
 from optimc.core.model import EXTERNAL_DATA_THRESHOLD, Model, OnnxModel
 from optimc.core.targets import (
@@ -26,6 +27,7 @@ from optimc.core.targets import (
 from optimc.targets.artifacts import feeds_as_text, place_onnx, session_settings
 from optimc.targets.feeds import NUMBERS, check_exchange, checked_feeds
 from optimc.targets.native import refusal
+from optimc.targets.onnxruntime_releases import make_readable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +38,22 @@ if TYPE_CHECKING:
 NAME = "ONNX Runtime"
 MODEL = "model.onnx"
 OPTIMIZED = "model.optimized.onnx"
+
+Release: TypeAlias = Literal[
+    "1.10",
+    "1.11",
+    "1.12",
+    "1.13",
+    "1.14",
+    "1.15",
+    "1.16",
+    "1.17",
+    "1.18",
+    "1.19",
+    "1.20",
+    "1.21",
+    "1.22",
+]
 
 _LEVELS = {
     "all": "ORT_ENABLE_ALL",
@@ -54,6 +72,18 @@ outputs = dict(zip({outputs}, session.run({outputs}, feeds)))
 """
 
 
+class Portable(BaseModel):
+    """Where the artifact has to run besides this machine."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=wanted()
+    )
+
+    oldest_runtime: Release
+    """The oldest release of ONNX Runtime that has to read the file: its opset and IR version are
+    kept low enough."""
+
+
 class OnnxRuntime(Target):
     """ONNX Runtime's CPU provider."""
 
@@ -64,6 +94,9 @@ class OnnxRuntime(Target):
     optimized: bool = False
     """Save the graph as the runtime's optimizer leaves it beside the portable file, and run that:
     it opens faster, but only a CPU with the same features can run it."""
+    portable: Portable | None = None
+    """`{oldest_runtime: "1.17"}` keeps the file readable for that release. Operators that only this
+    runtime has are then left out."""
     graph_optimization: Literal["all", "extended", "basic", "disabled"] = "all"
     """How far the runtime rewrites the graph when it opens it."""
 
@@ -103,6 +136,8 @@ class OnnxRuntime(Target):
 
     @property
     def legalization(self) -> Literal["never", "measured", "always"]:
+        if self.portable is not None:
+            return "never"
         if self.fusions == "auto":
             return "measured"
         return "always" if self.fusions else "never"
@@ -123,12 +158,16 @@ class OnnxRuntime(Target):
         assert isinstance(model, OnnxModel)
         check_exchange(model.signature, NUMBERS | {"string"}, NAME)
         place_onnx(model, folder / MODEL)
+        lowered = None
+        if self.portable is not None:
+            lowered = make_readable(folder / MODEL, self.portable.oldest_runtime)
         session: dict[str, Any] = {
             "threads": self.threads,
             "graph_optimization": self.graph_optimization,
             "precision": _float_type(folder / MODEL),
         }
         main, notes = MODEL, [*context.notes, *_own_operators(folder / MODEL)]
+        notes += [lowered] if lowered else []
         if self.optimized:
             options = session_options(session)
             large = model.stats.bytes > EXTERNAL_DATA_THRESHOLD

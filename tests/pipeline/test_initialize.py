@@ -74,7 +74,7 @@ def test_a_network_on_images(tmp_path: Path) -> None:
     assert recipe.data is None
     assert recipe.gate is None
     names = {name: [p.name for p in v.passes] for name, v in recipe.variants.items()}
-    assert names == {"fp32": ["simplify"], "int8": ["simplify", "fuse", "quantize_int8"]}
+    assert names == {"fp32": ["simplify", "fuse"], "int8": ["simplify", "fuse", "quantize_int8"]}
     assert recipe.targets["ort"].runtime == "onnxruntime"
     assert recipe.benchmark.cases == ({"batch": 1},)
 
@@ -94,6 +94,7 @@ def test_inputs_of_every_kind(tmp_path: Path) -> None:
     )
     recipe = initialized(model, tmp_path)
     assert recipe.inputs["input_ids"].values == (0, 1)
+    assert "#     tokenizer: tokenizer.json" in initial_recipe(model, to=tmp_path / "r.yaml")
     assert recipe.inputs["bytes"].values == (0, 255)
     assert recipe.inputs["mask"].values is None
     assert recipe.inputs["photo"].dtype == "float16"
