@@ -20,15 +20,19 @@ from pathlib import Path
 
 EXTRAS = (
     "PIL",
+    "hypothesis",
     "nncf",
     "onnxsim",
     "openvino",
     "pyarrow",
+    "pycocotools",
+    "pytest",
     "safetensors",
     "sklearn",
     "tensorrt",
     "tokenizers",
     "torch",
+    "transformers",
 )
 DECOYS = ("calibration", "json", "numpy", "onnx", "optimc", "passes", "recipes", "typer")
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +16,7 @@ from optimc.calibration.grouped import GroupedDataset, Sample, Shapes
 from optimc.calibration.transforms import apply, per_input
 from optimc.core.digest import digest_of
 from optimc.core.errors import InputError, OptimcError
+from optimc.core.user_code import importable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -220,14 +219,3 @@ def _imported(call: str, base: Path) -> Callable[[], object]:
     if not callable(made):
         raise InputError("is no function", where=f"`{call}`", fix=_FORM)
     return cast("Callable[[], object]", made)
-
-
-@contextmanager
-def importable(folder: Path) -> Iterator[None]:
-    """Modules of `folder` can be imported, behind those that are installed."""
-    sys.path.append(str(folder))
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))

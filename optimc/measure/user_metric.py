@@ -26,9 +26,7 @@ from __future__ import annotations
 
 import importlib
 import math
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
@@ -36,6 +34,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 from pydantic import Field
 
 from optimc.core.errors import InputError, OptimcError
+from optimc.core.user_code import importable
 from optimc.measure.metric import Direction, MetricOptions, Recorder
 from optimc.measure.paired import group_drop
 from optimc.measure.statistics import Interval
@@ -90,7 +89,7 @@ class UserMetric:
         """
         module, _, attribute = self.options.call.partition(":")
         try:
-            with _importable(folder):
+            with importable(folder):
                 made = getattr(importlib.import_module(module), attribute)
         except OptimcError:
             raise
@@ -135,20 +134,6 @@ class UserMetric:
             )
         units = [str(getattr(source, "unit", "") or "") for source in sources]
         return better, self.options.unit or next((unit for unit in units if unit), "")
-
-
-@contextmanager
-def _importable(folder: Path | None) -> Iterator[None]:
-    """Modules of `folder` can be imported, behind those that are installed."""
-    if folder is None:
-        yield
-        return
-    sys.path.append(str(folder))
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,8 @@ def mismatch(name: str, reference: Sequence[Outputs], candidate: Sequence[Output
         return f"{told} (in its shape too)"
     scale = max((magnitude(a) for a, _ in pairs), default=0.0)
     differing = sum(_differing(a, b, _COARSE * scale) for a, b in pairs)
+    if not differing:
+        return f"{told} (by no more than {100 * _COARSE:g} % of its scale)"
     share = 100 * differing / max(1, sum(a.size for a, _ in pairs))
     return f"{told} ({share:.3g} % of its elements)"
 

@@ -1,22 +1,24 @@
 """Hypothesis strategies for what `fuse` looks for, between other operators and shared at random.
 
-Importing this needs hypothesis (the extra `dev`).
+They need hypothesis (the extra `dev`).
 """
 
 from __future__ import annotations
 
 import math
-
-from hypothesis import strategies as st
+from typing import TYPE_CHECKING
 
 from optimc.core.model import OnnxModel
 from optimc.testing.graph_strategies import OPSETS, STEPS, Dims, Making, Step, Value
 from optimc.testing.graphs import GraphBuilder
 from optimc.testing.spellings import GELUS, gelu, layer_norm, shortcut
 
+if TYPE_CHECKING:
+    from hypothesis import strategies as st
+
 
 def _gelu(m: Making, x: Value) -> Value:
-    return Value(gelu(m.builder, x.name, m.draw(st.sampled_from(GELUS))), x.dims)
+    return Value(gelu(m.builder, x.name, m.choose(GELUS)), x.dims)
 
 
 def _layer_norm(m: Making, x: Value) -> Value | None:
@@ -27,11 +29,11 @@ def _layer_norm(m: Making, x: Value) -> Value | None:
         m.builder,
         x.name,
         int(x.dims[-1]),
-        square=m.draw(st.sampled_from(["Pow", "Mul"])),
-        affine=m.draw(st.sampled_from(["both", "scale", "bias", "none"])),
-        twice=m.draw(st.booleans()),
-        axis=m.draw(st.sampled_from([-1, len(x.dims) - 1])),
-        scalars=m.draw(st.booleans()),
+        square=m.choose(["Pow", "Mul"]),
+        affine=m.choose(["both", "scale", "bias", "none"]),
+        twice=m.flag(),
+        axis=m.choose([-1, len(x.dims) - 1]),
+        scalars=m.flag(),
         epsilon=0.5,
     )
     return Value(name, x.dims)
@@ -42,15 +44,15 @@ def _shortcut(m: Making, x: Value) -> Value | None:
         return None
     if any(isinstance(dim, str) for dim in x.dims[2:]):
         return None
-    steps = {axis: m.draw(st.integers(1, 3)) for axis in (3, 2)}
-    before, after = m.draw(st.tuples(st.integers(0, 2), st.integers(0, 2)))
+    steps = {axis: m.integer(1, 3) for axis in (3, 2)}
+    before, after = m.integer(0, 2), m.integer(0, 2)
     name = shortcut(
         m.builder,
         x.name,
         strides=steps,
         pads=(before, after),
-        value=m.draw(st.sampled_from([0.0, 0.0, 1.0])),
-        axes_of_pad=m.builder.opset >= 18 and m.draw(st.booleans()),
+        value=m.choose([0.0, 0.0, 1.0]),
+        axes_of_pad=m.builder.opset >= 18 and m.flag(),
     )
     space = [math.ceil(int(x.dims[axis]) / steps[axis]) for axis in (2, 3)]
     return Value(name, (x.dims[0], x.dims[1] + before + after, *space))
@@ -60,16 +62,16 @@ def _linear(m: Making, x: Value) -> Value | None:
     """A product with a weight that may be transposed in the graph, and what is added to it."""
     if len(x.dims) < 2 or isinstance(x.dims[-1], str):
         return None
-    rows, columns = int(x.dims[-1]), m.draw(st.integers(1, 4))
+    rows, columns = int(x.dims[-1]), m.integer(1, 4)
     weight = m.builder.weight(rows, columns)
-    if m.draw(st.booleans()):
+    if m.flag():
         weight = m.builder.node("Transpose", m.builder.weight(columns, rows), perm=[1, 0])
     dims: Dims = (*x.dims[:-1], columns)
-    is_gemm = len(x.dims) == 2 and m.draw(st.booleans())
+    is_gemm = len(x.dims) == 2 and m.flag()
     result = m.node("Gemm" if is_gemm else "MatMul", x.name, weight, dims=dims)
-    shape = m.draw(st.sampled_from([(columns,), (1, columns), (1,), ()]))
+    shape = m.choose([(columns,), (1, columns), (1,), ()])
     inputs = [result.name, m.builder.weight(*shape)]
-    return m.node("Add", *m.draw(st.permutations(inputs)), dims=dims)
+    return m.node("Add", *m.shuffled(inputs), dims=dims)
 
 
 def _moved_bias(m: Making, x: Value) -> Value | None:
@@ -77,7 +79,7 @@ def _moved_bias(m: Making, x: Value) -> Value | None:
     if len(x.dims) != 4 or isinstance(x.dims[1], str) or x.dims[1] > 8:
         return None
     h = m.builder.node("Conv", x.name, m.builder.weight(3, int(x.dims[1]), 1, 1))
-    perm = m.draw(st.permutations(range(4)))
+    perm = m.shuffled(range(4))
     h = m.builder.node("Transpose", h, perm=list(perm))
     dims = tuple((x.dims[0], 3, *x.dims[2:])[axis] for axis in perm)
     shape = [3 if axis == 1 else 1 for axis in perm]
@@ -87,9 +89,16 @@ def _moved_bias(m: Making, x: Value) -> Value | None:
 FUSE_STEPS: tuple[Step, ...] = (_gelu, _layer_norm, _shortcut, _linear, _moved_bias)
 
 
-@st.composite
-def fusible_models(draw: st.DrawFn, max_steps: int = 8) -> OnnxModel:
+def fusible_models(max_steps: int = 8) -> st.SearchStrategy[OnnxModel]:
     """Models with what `fuse` looks for; every value may be read elsewhere or be an output."""
+    from hypothesis import strategies as st
+
+    return st.composite(_model)(max_steps)
+
+
+def _model(draw: st.DrawFn, max_steps: int) -> OnnxModel:
+    from hypothesis import strategies as st
+
     builder = GraphBuilder(draw(st.sampled_from(OPSETS)), seed=draw(st.integers(0, 2**16)))
     making = Making(draw, builder)
     shapes: list[Dims] = [("batch", 4), ("batch", 2, 5, 5), (3, 4), (2, 3, 4)]

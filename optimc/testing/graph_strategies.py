@@ -2,7 +2,7 @@
 
 Operators that follow one another in ways that rules match, shared and equal constants, arithmetic
 on constants, shapes computed from shapes, branches, outputs that are inputs or other outputs.
-Importing this needs hypothesis (the extra `dev`).
+They need hypothesis (the extra `dev`).
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-from hypothesis import strategies as st
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from optimc.core.model import OnnxModel
 from optimc.testing.graphs import GraphBuilder
 
+if TYPE_CHECKING:
+    from hypothesis import strategies as st
+
 Dims = tuple[int | str, ...]
+T = TypeVar("T")
 
 OPSETS = (13, 14, 17, 18, 20, 21)
 
@@ -39,10 +41,32 @@ class Making:
     values: list[Value] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
 
+    def choose(self, options: Sequence[T]) -> T:
+        """One of several."""
+        from hypothesis import strategies as st
+
+        return self.draw(st.sampled_from(options))
+
+    def integer(self, low: int, high: int) -> int:
+        """A number from `low` to `high`, both included."""
+        from hypothesis import strategies as st
+
+        return self.draw(st.integers(low, high))
+
+    def flag(self) -> bool:
+        """Yes or no."""
+        return bool(self.integer(0, 1))
+
+    def shuffled(self, items: Sequence[T]) -> list[T]:
+        """The items in any order."""
+        from hypothesis import strategies as st
+
+        return self.draw(st.permutations(items))
+
     def pick(self, fits: Callable[[Value], bool] = lambda value: True) -> Value | None:
         """One of the values that fit, or None."""
         found = [value for value in self.values if fits(value)]
-        return self.draw(st.sampled_from(found)) if found else None
+        return self.choose(found) if found else None
 
     def node(self, op_type: str, *inputs: str, dims: Dims, **attributes: Any) -> Value:
         """Adds a node with one float output of `dims`."""
@@ -50,24 +74,24 @@ class Making:
 
     def number(self, values: Sequence[float] = (0.0, 1.0, -1.0, 0.5, 2.0)) -> str:
         """A scalar constant."""
-        return self.builder.constant(self.draw(st.sampled_from(values)))
+        return self.builder.constant(self.choose(values))
 
 
 Step = Callable[[Making, Value], "Value | None"]
 
 
 def _unary(m: Making, x: Value) -> Value:
-    op_type = m.draw(st.sampled_from(["Relu", "Neg", "Abs", "Tanh", "Sigmoid", "Identity"]))
+    op_type = m.choose(["Relu", "Neg", "Abs", "Tanh", "Sigmoid", "Identity"])
     return m.node(op_type, x.name, dims=x.dims)
 
 
 def _leaky(m: Making, x: Value) -> Value:
-    alpha = m.draw(st.sampled_from([0.0, 0.1, 0.2]))
+    alpha = m.choose([0.0, 0.1, 0.2])
     return m.node("LeakyRelu", x.name, dims=x.dims, alpha=alpha)
 
 
 def _scalar_arithmetic(m: Making, x: Value) -> Value:
-    op_type = m.draw(st.sampled_from(["Add", "Sub", "Mul"]))
+    op_type = m.choose(["Add", "Sub", "Mul"])
     return m.node(op_type, x.name, m.number(), dims=x.dims)
 
 
@@ -76,8 +100,8 @@ def _division(m: Making, x: Value) -> Value:
 
 
 def _clip(m: Making, x: Value) -> Value:
-    low, high = (m.draw(st.sampled_from([-2.0, -0.5, 0.0, 0.5, 2.0])) for _ in range(2))
-    bounds = m.draw(st.sampled_from(["both", "low", "high"]))
+    low, high = (m.choose([-2.0, -0.5, 0.0, 0.5, 2.0]) for _ in range(2))
+    bounds = m.choose(["both", "low", "high"])
     inputs = [
         m.builder.constant(low) if bounds != "high" else "",
         *([m.builder.constant(high)] if bounds != "low" else []),
@@ -86,18 +110,18 @@ def _clip(m: Making, x: Value) -> Value:
 
 
 def _bounds(m: Making, x: Value) -> Value:
-    op_type = m.draw(st.sampled_from(["Min", "Max"]))
+    op_type = m.choose(["Min", "Max"])
     return m.node(op_type, x.name, m.number(), dims=x.dims)
 
 
 def _both(m: Making, x: Value) -> Value | None:
     y = m.pick(lambda value: value.dims == x.dims)
-    op_type = m.draw(st.sampled_from(["Add", "Mul", "Sub", "Max"]))
+    op_type = m.choose(["Add", "Mul", "Sub", "Max"])
     return m.node(op_type, x.name, y.name, dims=x.dims) if y else None
 
 
 def _transpose(m: Making, x: Value) -> Value:
-    perm = m.draw(st.permutations(range(len(x.dims))))
+    perm = m.shuffled(range(len(x.dims)))
     return m.node("Transpose", x.name, dims=tuple(x.dims[i] for i in perm), perm=list(perm))
 
 
@@ -107,11 +131,11 @@ def _reshape(m: Making, x: Value) -> Value | None:
     if not rest or not all(isinstance(dim, int) for dim in rest):
         return None
     width = math.prod(int(dim) for dim in rest)
-    kind = m.draw(st.sampled_from(["constant", "from shape", "flatten"]))
+    kind = m.choose(["constant", "from shape", "flatten"])
     if kind == "flatten":
         return m.node("Flatten", x.name, dims=(x.dims[0], width), axis=1)
     if kind == "constant":
-        first = 0 if isinstance(x.dims[0], str) else m.draw(st.sampled_from([0, -1]))
+        first = 0 if isinstance(x.dims[0], str) else m.choose([0, -1])
         target = m.builder.constant([first, width])
     else:
         shape = m.builder.node("Shape", x.name)
@@ -123,7 +147,7 @@ def _reshape(m: Making, x: Value) -> Value | None:
 def _unsqueeze(m: Making, x: Value) -> Value | None:
     if len(x.dims) > 4:
         return None
-    axis = m.draw(st.integers(0, len(x.dims)))
+    axis = m.integer(0, len(x.dims))
     axes = m.builder.constant([axis])
     return m.node("Unsqueeze", x.name, axes, dims=(*x.dims[:axis], 1, *x.dims[axis:]))
 
@@ -132,7 +156,7 @@ def _squeeze(m: Making, x: Value) -> Value | None:
     ones = [axis for axis, dim in enumerate(x.dims) if dim == 1]
     if not ones or len(x.dims) == 1:
         return None
-    axis = m.draw(st.sampled_from(ones))
+    axis = m.choose(ones)
     dims = tuple(dim for index, dim in enumerate(x.dims) if index != axis)
     return m.node("Squeeze", x.name, m.builder.constant([axis]), dims=dims)
 
@@ -142,7 +166,7 @@ def _concat(m: Making, x: Value) -> Value | None:
     axes = [axis for axis, dim in enumerate(x.dims) if isinstance(dim, int) and dim < 16]
     if y is None or not axes:
         return None
-    axis = m.draw(st.sampled_from(axes))
+    axis = m.choose(axes)
     dims = (*x.dims[:axis], int(x.dims[axis]) * 2, *x.dims[axis + 1 :])
     return m.node("Concat", x.name, y.name, dims=dims, axis=axis)
 
@@ -151,10 +175,10 @@ def _slice(m: Making, x: Value) -> Value | None:
     axes = [axis for axis, dim in enumerate(x.dims) if isinstance(dim, int) and dim > 1]
     if not axes:
         return None
-    axis = m.draw(st.sampled_from(axes))
+    axis = m.choose(axes)
     size = int(x.dims[axis])
-    start = m.draw(st.integers(0, size - 1))
-    end = m.draw(st.sampled_from([size, start + 1, 2**63 - 1]))
+    start = m.integer(0, size - 1)
+    end = m.choose([size, start + 1, 2**63 - 1])
     parts = [m.builder.constant([part]) for part in (start, end, axis, 1)]
     dims = (*x.dims[:axis], min(end, size) - start, *x.dims[axis + 1 :])
     return m.node("Slice", x.name, *parts, dims=dims)
@@ -163,7 +187,7 @@ def _slice(m: Making, x: Value) -> Value | None:
 def _pad(m: Making, x: Value) -> Value | None:
     if len(x.dims) != 4 or any(isinstance(dim, str) or dim > 12 for dim in x.dims[2:]):
         return None
-    pads = [0, 0, *m.draw(st.tuples(st.integers(0, 1), st.integers(0, 1)))]
+    pads = [0, 0, *(m.integer(0, 1), m.integer(0, 1))]
     widths = [*pads, *pads]
     value = m.number((0.0, 1.0))
     dims = tuple(d if isinstance(d, str) else d + 2 * p for d, p in zip(x.dims, pads, strict=True))
@@ -176,16 +200,16 @@ def _conv(m: Making, x: Value) -> Value | None:
         return None
     if isinstance(x.dims[1], str) or x.dims[1] > 8:
         return None
-    filters = m.draw(st.integers(1, 3))
+    filters = m.integer(1, 3)
     inputs = [x.name, m.builder.weight(filters, x.dims[1], 3, 3)]
-    bias = m.draw(st.sampled_from(["none", "zero", "some"]))
+    bias = m.choose(["none", "zero", "some"])
     if bias != "none":
         inputs.append(
             m.builder.weight(filters) if bias == "some" else m.builder.constant([0.0] * filters)
         )
     dims = (x.dims[0], filters, *(int(dim) - 2 for dim in spatial))
     result = m.node("Conv", *inputs, dims=dims)
-    return _batchnorm(m, result) if m.draw(st.booleans()) else result
+    return _batchnorm(m, result) if m.flag() else result
 
 
 def _batchnorm(m: Making, x: Value) -> Value | None:
@@ -202,7 +226,7 @@ def _batchnorm(m: Making, x: Value) -> Value | None:
 def _product(m: Making, x: Value) -> Value | None:
     if len(x.dims) < 2 or isinstance(x.dims[-1], str):
         return None
-    width = m.draw(st.integers(1, 4))
+    width = m.integer(1, 4)
     weight = m.builder.weight(width, int(x.dims[-1]))
     turned = m.builder.node("Transpose", weight, perm=[1, 0])
     return m.node("MatMul", x.name, turned, dims=(*x.dims[:-1], width))
@@ -211,22 +235,22 @@ def _product(m: Making, x: Value) -> Value | None:
 def _constant_arithmetic(m: Making, x: Value) -> Value:
     """Adds what only depends on constants, equal ones among them."""
     one, two = m.number(), m.number()
-    op_type = m.draw(st.sampled_from(["Add", "Mul", "Max"]))
+    op_type = m.choose(["Add", "Mul", "Max"])
     folded = m.builder.node("Sqrt", m.builder.node("Abs", m.builder.node(op_type, one, two)))
     return m.node("Add", x.name, folded, dims=x.dims)
 
 
 def _branch(m: Making, x: Value) -> Value:
     """An If that an input or a constant decides; both branches read the value from outside."""
-    flag = m.draw(st.sampled_from([*m.flags, "constant"]))
+    flag = m.choose([*m.flags, "constant"])
     if flag == "constant":
         flag = m.builder.node("Greater", m.number(), m.number())
     sides = []
     for index in range(2):
         side = GraphBuilder(m.builder.opset)
-        op_type = m.draw(st.sampled_from(["Relu", "Neg", "Tanh", "Identity"]))
+        op_type = m.choose(["Relu", "Neg", "Tanh", "Identity"])
         inner = side.node(op_type, x.name, to=f"{x.name}_inner")
-        if m.draw(st.booleans()):
+        if m.flag():
             inner = side.node("Mul", inner, side.constant(2.0, f"{x.name}_two"))
         result = side.node("Identity", inner, to=f"{x.name}_result{index}")
         side.output(result, x.dims)
@@ -269,9 +293,16 @@ STEPS: tuple[Step, ...] = (
 )
 
 
-@st.composite
-def models(draw: st.DrawFn, max_steps: int = 12) -> OnnxModel:
+def models(max_steps: int = 12) -> st.SearchStrategy[OnnxModel]:
     """Models with one or two float inputs, perhaps a bool one, and one to three outputs."""
+    from hypothesis import strategies as st
+
+    return st.composite(_model)(max_steps)
+
+
+def _model(draw: st.DrawFn, max_steps: int) -> OnnxModel:
+    from hypothesis import strategies as st
+
     builder = GraphBuilder(draw(st.sampled_from(OPSETS)), seed=draw(st.integers(0, 2**16)))
     making = Making(draw, builder)
     shapes: list[Dims] = [("batch", 4), ("batch", 2, 5, 5), (3, 4), (2, 3, 4)]

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from optimc.core.passes import lossy, tolerance
+from optimc.pipeline.choices import mismatch
 from optimc.pipeline.verification import Finding, Verdict, held_to_bound
 from optimc.testing.choosing import classifier, detector
 from optimc.testing.commands import run_optimc
@@ -158,3 +159,12 @@ def test_outputs_that_cannot_be_are_one_message(tmp_path, outputs, what):
     assert what in done.err
     assert "recipe.yaml:" in done.err
     assert not done.traceback
+
+
+def test_an_output_that_differs_by_rounding_is_not_said_to_differ_nowhere() -> None:
+    one = [{"boxes": np.array([1.0, 2.0, 3.0, 4.0], np.float32)}]
+    rounded = [{"boxes": one[0]["boxes"] * np.float32(1 + 1e-6)}]
+    far = [{"boxes": one[0]["boxes"] + np.array([0, 0, 0, 1], np.float32)}]
+    told = mismatch("boxes", one, rounded)
+    assert told == "differs on 1 of 1 probes (by no more than 1 % of its scale)"
+    assert mismatch("boxes", one, far) == "differs on 1 of 1 probes (25 % of its elements)"
