@@ -251,7 +251,9 @@ def _branch(m: Making, x: Value) -> Value:
         op_type = m.choose(["Relu", "Neg", "Tanh", "Identity"])
         inner = side.node(op_type, x.name, to=f"{x.name}_inner")
         if m.flag():
-            inner = side.node("Mul", inner, side.constant(2.0, f"{x.name}_two"))
+            # A name of its own: the builder of a branch does not know the names around it.
+            two = side.constant(2.0, f"{x.name}_two")
+            inner = side.node("Mul", inner, two, to=f"{x.name}_product")
         result = side.node("Identity", inner, to=f"{x.name}_result{index}")
         side.output(result, x.dims)
         sides.append(side.graph(f"side{index}"))
