@@ -146,21 +146,17 @@ class Worker:
         self._connection: Connection[Any, Any] = ours
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by _clean)
         # A killed worker cannot tidy up: its temporary files lie where the parent removes them.
-        self._scratch = tempfile.mkdtemp(prefix="optimc-worker-")
-        env = {**os.environ, **(environment or {}), "PYTHONFAULTHANDLER": ""}
-        env["TMPDIR"] = self._scratch
-        memory = self.limits.memory_mb
-        arguments = [str(theirs.fileno()), str(int(memory * 1e6) if memory else 0)]
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "optimc.core.worker_main", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-            pass_fds=[theirs.fileno()],
-            env=env,
-            # A session of its own: Ctrl-C reaches the parent alone, which then closes its workers.
-            start_new_session=True,
-        )
+        self._scratch = ""
+        try:
+            self._scratch = tempfile.mkdtemp(prefix="optimc-worker-")
+            self._process = self._started(theirs, environment or {})
+        except BaseException:
+            ours.close()
+            theirs.close()
+            self._log.close()
+            if self._scratch:
+                shutil.rmtree(self._scratch, ignore_errors=True)
+            raise
         theirs.close()
         self._finalizer = weakref.finalize(
             self, _clean, self._process, ours, self._log, self._scratch
@@ -172,6 +168,25 @@ class Worker:
             # Nobody has a handle on a worker whose service could not be made.
             self.close()
             raise
+
+    def _started(
+        self, theirs: Connection[Any, Any], environment: Mapping[str, str]
+    ) -> subprocess.Popen[bytes]:
+        """The process, which ends with its connection."""
+        env = {**os.environ, **environment, "PYTHONFAULTHANDLER": ""}
+        env["TMPDIR"] = self._scratch
+        memory = self.limits.memory_mb
+        arguments = [str(theirs.fileno()), str(int(memory * 1e6) if memory else 0)]
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "optimc.core.worker_main", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            pass_fds=[theirs.fileno()],
+            env=env,
+            # A session of its own: Ctrl-C reaches the parent alone, which then closes its workers.
+            start_new_session=True,
+        )
 
     @property
     def pid(self) -> int:

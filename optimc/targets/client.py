@@ -82,6 +82,9 @@ class EngineWorker:
             limits=limits,
             environment=ENVIRONMENT,
         )
+        self._feeds: Arrays | None = None
+        self._moved = False
+        """Whether another engine may be open in the process, with its feeds."""
 
     @property
     def pid(self) -> int:
@@ -94,26 +97,33 @@ class EngineWorker:
         What was bound is bound again. A session is opened by the other methods, too, where there
         is none.
         """
-        return float(self._worker.call("open", **self._opened).data["load_ms"])
+        feeds = self._feeds if self._moved else None
+        reply = self._worker.call("open", feeds, **self._opened, moved=self._moved)
+        self._moved = False
+        return float(reply.data["load_ms"])
 
     def run(self, feeds: Arrays) -> Arrays:
         """The outputs for `feeds`, by name."""
-        return self._worker.call("run", feeds).arrays
+        return self._settled().call("run", feeds).arrays
 
     def bind(self, feeds: Arrays) -> None:
         """Puts `feeds` in place for `time_block`."""
-        self._worker.call("bind", feeds)
+        self._feeds = None
+        self._settled().call("bind", feeds)
+        self._feeds = dict(feeds)
 
     def time_block(self, runs: int) -> NDArray[np.int64]:
         """Times `runs` runs on what is bound; nanoseconds [runs]."""
-        return cast("NDArray[np.int64]", self._worker.call("time_block", runs=runs).arrays["ns"])
+        reply = self._settled().call("time_block", runs=runs)
+        return cast("NDArray[np.int64]", reply.arrays["ns"])
 
     def first_result_ms(self, feeds: Arrays) -> float:
         """How long a fresh session takes from opening to its first outputs, in ms.
 
         The runtime's libraries are loaded already. What was bound is not any more.
         """
-        return float(self._worker.call("first_result", feeds).data["first_result_ms"])
+        self._feeds = None
+        return float(self._settled().call("first_result", feeds).data["first_result_ms"])
 
     def memory(self) -> dict[str, float | None]:
         """The process's resident memory in MB: `current_mb`, `peak_mb`, and `baseline_mb`, what it
@@ -122,7 +132,13 @@ class EngineWorker:
 
     def precisions(self) -> dict[str, Any]:
         """What the runtime really runs, see `optimc.targets.layers.summary`."""
-        return dict(self._worker.call("precisions").data)
+        return dict(self._settled().call("precisions").data)
+
+    def _settled(self) -> Worker:
+        """The process, with this engine in it."""
+        if self._moved:
+            self.reopen()
+        return self._worker
 
     def close(self) -> None:
         """Ends the process."""
@@ -145,8 +161,7 @@ def exchange_processes(workers: Sequence[EngineWorker], rng: np.random.Generator
 
     Where a process lies in memory makes it a per cent or two faster or slower for as long as it
     lives. An engine that stays in one process takes that for its own: an interval of the ratio of
-    two engines is then narrow and beside the truth. Call `reopen` of every worker afterwards. What
-    was bound stays with the process, so that all must have been given the same feeds.
+    two engines is then narrow and beside the truth. What was bound is bound again.
     """
     for runtime in sorted({worker.runtime for worker in workers}):
         group = [worker for worker in workers if worker.runtime == runtime]
@@ -154,3 +169,4 @@ def exchange_processes(workers: Sequence[EngineWorker], rng: np.random.Generator
         for worker, index in zip(group, rng.permutation(len(group)), strict=True):
             worker._worker = processes[index]
             worker._worker.name = worker.name
+            worker._moved = True

@@ -84,13 +84,17 @@ class EngineService:
         self._feeds: Arrays | None = None
         self._bound: Bound | None = None
 
-    def open(self, arrays: Arrays, folder: str, overrides: dict[str, Any]) -> Answer:
+    def open(
+        self, arrays: Arrays, folder: str, overrides: dict[str, Any], moved: bool = False
+    ) -> Answer:
         """Opens a fresh session in place of the last one, and binds again what was bound.
 
-        `folder` may be that of another engine of the same runtime. Returns `load_ms`: reading the
+        Where an engine `moved` here, its feeds are in `arrays`. Returns `load_ms`: reading the
         files and whatever the runtime compiles, imports not counted, as these were done before.
         """
         self._engine, self._overrides = Engine.read(Path(folder)), overrides
+        if moved:
+            self._feeds = dict(arrays) or None
         return {"load_ms": self._open()}, {}
 
     def _open(self) -> float:

@@ -159,6 +159,14 @@ def test_engines_keep_their_outputs_and_names_when_processes_are_exchanged(tmp_p
             worker.reopen()
             assert len(worker.time_block(3)) == 3
             np.testing.assert_array_equal(worker.run(feeds)["y"], factor * feeds["x"])
+        # Feeds of their own come along, and no call finds the other's engine.
+        a.bind({"x": np.ones(5, np.float32)})
+        b.bind({"x": np.ones(6, np.float32)})
+        for _ in range(4):
+            exchange_processes((a, b), rng)
+            np.testing.assert_array_equal(a.run(feeds)["y"], 2 * feeds["x"])
+            assert len(b.time_block(3)) == 3
+            assert len(a.time_block(3)) == 3
         psutil.Process(b.pid).kill()
         with pytest.raises(WorkerError, match="three died"):
             b.run(feeds)
