@@ -8,6 +8,7 @@ tensors). Sizes and offsets are rounded as torchvision's `Resize` and `CenterCro
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
@@ -41,20 +42,20 @@ Fill: TypeAlias = Annotated[int, Field(ge=0, le=255)]
 Interpolation: TypeAlias = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
 
-class SizeStep(Options):
+class SizeStep(Options, ABC):
     """Base of the steps that change the size of images."""
 
+    @abstractmethod
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """The height and width that images of this size get."""
-        raise NotImplementedError
 
+    @abstractmethod
     def apply(self, x: Array) -> Array:
         """uint8 [n, height, width, channels], in the new size."""
-        raise NotImplementedError
 
+    @abstractmethod
     def apply_mask(self, x: Array) -> Array:
         """Class numbers [n, height, width] in the new size: nearest neighbour, filled with 255."""
-        raise NotImplementedError
 
 
 class ResizeOptions(Options):

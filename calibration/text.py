@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, get_args
 
@@ -35,7 +36,7 @@ Padding: TypeAlias = Annotated[
 TokenField: TypeAlias = Literal["input_ids", "attention_mask", "token_type_ids"]
 
 
-class TextOptions(Selection):
+class TextOptions(Selection, ABC):
     """What all sources of text take. Columns go by name (the header's, or JSON keys), or by number
     from 0 where the file has no header."""
 
@@ -104,9 +105,9 @@ class TextOptions(Selection):
         return self.max_length or buckets[-1]
 
     @property
+    @abstractmethod
     def kind(self) -> RowFormat:
         """The format of the file."""
-        raise NotImplementedError
 
     @property
     def file(self) -> str:

@@ -36,6 +36,8 @@ from optimc.pipeline.verification import PASSED, PassVerifier, Segment, Verdict
 
 if TYPE_CHECKING:
     from optimc.core.passes import Calibration
+    from optimc.core.targets import Engine
+    from optimc.pipeline.engines import EngineProof
     from optimc.pipeline.recipe.schema import Recipe
     from optimc.report.schema import Report
 
@@ -256,36 +258,51 @@ class Build:
             )
         return self._observed
 
+    def proved(
+        self,
+        result: CellResult,
+        model: OnnxModel,
+        graph: OnnxModel,
+        oracle: Oracle,
+        skip_reason: str | None,
+    ) -> tuple[Engine, EngineProof]:
+        """The engine of `graph`, compared with the cell's `model` and with the source.
+
+        The two are the same but where the target legalized its graph. Raises CellError.
+        """
+        cell = result.cell
+        engine = self.engines.build(cell.name, cell.target, graph)
+        proof = self.engines.prove(
+            cell.name,
+            engine,
+            target=cell.target,
+            lossy=result.lossy,
+            model=model,
+            model_path=self.path_of(model),
+            source=self.start.model,
+            source_path=self.start.path,
+            oracle=oracle,
+            skip_reason=skip_reason,
+        )
+        return engine, proof
+
     def _build_engine(
         self, result: CellResult, model: OnnxModel, oracle: Oracle, skip: str | None
     ) -> None:
-        cell = result.cell
         try:
-            engine = self.engines.build(cell.name, cell.target, model)
-            proof = self.engines.prove(
-                cell.name,
-                engine,
-                target=cell.target,
-                lossy=result.lossy,
-                model=model,
-                model_path=self.path_of(model),
-                source=self.start.model,
-                source_path=self.start.path,
-                oracle=oracle,
-                skip_reason=skip,
-            )
+            engine, proof = self.proved(result, model, model, oracle, skip)
         except CellError as error:
             result.fail(_reason(error))
-            self.observer.on_detail(f"{cell.name} failed: {_reason(error)}")
+            self.observer.on_detail(f"{result.cell.name} failed: {_reason(error)}")
             return
         result.engine, result.proof = engine, proof
         if proof.finding.reason and proof.finding.verdict in PASSED:
-            self.notes.append(f"{cell.name}: {proof.finding.reason}")
+            self.notes.append(f"{result.cell.name}: {proof.finding.reason}")
         result.unverified += _unverified(result)
         if proof.finding.broke:
             result.fail(f"the engine did not prove itself: {proof.finding.reason}")
         state = "failed" if result.status == "failed" else proof.finding.verdict.replace("_", " ")
-        self.observer.on_detail(f"{cell.name:<28} {state}, {engine.bytes / 1e6:.2f} MB")
+        self.observer.on_detail(f"{result.cell.name:<28} {state}, {engine.bytes / 1e6:.2f} MB")
 
     def path_of(self, model: OnnxModel) -> Path:
         """The model's file in the cache; models that passes left unchanged are the first one."""

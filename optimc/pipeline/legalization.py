@@ -67,7 +67,7 @@ def legalize_cells(
         result, model, what = item
         name = result.cell.name
         try:
-            engine, proof = _proved(build, result, models[name], model, oracle, skip_reason)
+            engine, proof = build.proved(result, models[name], model, oracle, skip_reason)
         except CellError as error:
             build.notes.append(f"{name}: {what}: rolled back: {error.what}")
             return
@@ -107,32 +107,6 @@ def _legalized(build: Build, result: CellResult, model: OnnxModel) -> tuple[Onnx
     except CellError as error:
         build.notes.append(f"{result.cell.name}: nothing was legalized: {error.what}")
         return None
-
-
-def _proved(
-    build: Build,
-    result: CellResult,
-    model: OnnxModel,
-    legal: OnnxModel,
-    oracle: Oracle,
-    skip_reason: str | None,
-) -> tuple[Engine, EngineProof]:
-    """The engine of `legal`, compared with the standard graph `model` and with the source."""
-    cell = result.cell
-    engine = build.engines.build(cell.name, cell.target, legal)
-    proof = build.engines.prove(
-        cell.name,
-        engine,
-        target=cell.target,
-        lossy=result.lossy,
-        model=model,
-        model_path=build.path_of(model),
-        source=build.start.model,
-        source_path=build.start.path,
-        oracle=oracle,
-        skip_reason=skip_reason,
-    )
-    return engine, proof
 
 
 def _refusal(result: CellResult, proof: EngineProof) -> str | None:

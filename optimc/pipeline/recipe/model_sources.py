@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
@@ -21,17 +22,20 @@ RUNS_CODE = {"exported": "a `.pt2` file may hold pickled objects", "factory": "i
 Pooling: TypeAlias = Literal["mean", "cls", "max", "last"]
 
 
-class _Source(BaseModel):
-    tools: ClassVar[tuple[str, ...]] = ("torch", "safetensors")
-    """Distributions that read it, beside those that every build uses."""
+class _Part(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, use_attribute_docstrings=wanted()
     )
 
+
+class _Source(_Part, ABC):
+    tools: ClassVar[tuple[str, ...]] = ("torch", "safetensors")
+    """Distributions that read it, beside those that every build uses."""
+
     @property
+    @abstractmethod
     def place(self) -> Path | None:
         """The file or folder that the model is read from, or None."""
-        raise NotImplementedError
 
     def shown(self, folder: Path) -> str:
         """The model for reports: its place as seen from `folder`."""
@@ -65,7 +69,7 @@ class ExportedSource(_Source):
         return self.exported
 
 
-class Weights(_Source):
+class Weights(_Part):
     """A checkpoint: names and tensors."""
 
     file: Path
