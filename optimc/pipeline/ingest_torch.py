@@ -90,7 +90,9 @@ def _kind(model: TorchSource) -> str:
 
 
 def _where(recipe: Recipe, model: TorchSource) -> str:
-    return recipe.where("model", "factory") if model.place is None else str(model.place)
+    if isinstance(model, FactorySource):  # what is wrong with its weights names their file
+        return recipe.where("model", "factory")
+    return str(model.place)
 
 
 def _options(recipe: Recipe, model: TorchSource) -> dict[str, Any]:

@@ -154,6 +154,17 @@ def test_modules_that_are_refused(read: Read, name: str, inputs: str, message: s
     assert caught.value.where
 
 
+def test_a_mistyped_factory_is_told_with_its_line_not_with_its_weights(
+    read: Read, tmp_path: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"scale": torch.ones(1)}, tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match="cannot import `nets:nestd`") as error:
+        read('{factory: "nets:nestd", weights: {file: w.safetensors}}', NESTED)
+    assert "recipe.yaml:1:" in str(error.value.where)
+
+
 def test_files_that_the_factory_reads_are_in_the_key(read: Read, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
