@@ -19,6 +19,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from optimc.calibration.observers import HistogramObserver
+from optimc.core import custom_ops
 from optimc.core.errors import CellError
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class ObserverService:
                 shape.Clear()
                 for dim in sample[value.name].shape:
                     shape.dim.add().dim_value = dim
-        del graph.value_info[:]
+        _forget_shapes(graph)
         for value in graph.output:
             value.type.tensor_type.ClearField("shape")
         graph = onnx.shape_inference.infer_shapes(proto).graph
@@ -101,6 +102,7 @@ class ObserverService:
         options.inter_op_num_threads = 1
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 4
+        custom_ops.register(options)
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(self._path.parent)
         )
@@ -183,3 +185,15 @@ def _chunks(wanted: Iterable[tuple[str, int]], limit: int) -> Iterable[list[str]
         total += size
     if chunk:
         yield chunk
+
+
+def _forget_shapes(graph: onnx.GraphProto) -> None:
+    """Drops what is known of inner values, but for types of outputs that inference cannot know."""
+    foreign = {
+        name for node in graph.node if node.domain not in ("", "ai.onnx") for name in node.output
+    }
+    kept = [value for value in graph.value_info if value.name in foreign]
+    for value in kept:
+        value.type.tensor_type.ClearField("shape")
+    del graph.value_info[:]
+    graph.value_info.extend(kept)

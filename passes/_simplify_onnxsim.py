@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimc.core.analyses import QuantizationNodes
+from optimc.core.custom_ops import DIGESTS_KEY
 from optimc.core.errors import OptimcError, missing_extra
 from optimc.core.model import SOURCE_KEY, OnnxModel
 from optimc.core.worker import Limits, Worker
@@ -41,6 +42,8 @@ def run_onnxsim(model: OnnxModel, context: PassContext, fold_limit: int) -> Onnx
     reason = None
     if model.stats.bytes > _MAX_BYTES:
         reason = f"the model has {model.stats.bytes:,} bytes of weights, onnxsim copies them often"
+    if DIGESTS_KEY in model.ir.metadata_props:
+        reason = "onnxsim does not load the libraries of the model's custom operators"
     if context.analysis(QuantizationNodes, model):
         reason = "float arithmetic stays as it is in a quantized graph"
     if reason is None:

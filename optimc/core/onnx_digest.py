@@ -1,9 +1,9 @@
 """Digests of ONNX graphs. Imports onnx_ir at the top.
 
 The semantic digest covers what decides the numbers and the interface: opsets, IR version, the
-operators in their order with attributes and connections, the weights' contents, and names, dtypes
-and dims of inputs and outputs. Inner values are numbered by their first definition, so generated
-names, doc strings, metadata and inferred shapes do not count.
+operators in their order with attributes and connections, libraries of custom operators, the
+weights' contents, and names, dtypes and dims of inputs and outputs. Inner values are numbered by
+their first definition, so generated names, doc strings, metadata and inferred shapes do not count.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from optimc.core.custom_ops import DIGESTS_KEY
 from optimc.core.digest import canonical_json
 from optimc.core.model import SOURCE_KEY
 from optimc.core.onnx_signature import all_graphs, all_values, tensor_spec
@@ -30,6 +31,8 @@ def semantic_digest(model: ir.Model) -> str:
         model.ir_version,
         sorted((domain or "ai.onnx", version) for domain, version in model.opset_imports.items()),
     )
+    if DIGESTS_KEY in model.metadata_props:
+        hasher.put("libraries", model.metadata_props[DIGESTS_KEY])
     for identifier in sorted(model.functions, key=str):
         function = model.functions[identifier]
         hasher.put("function", [str(part) for part in identifier], sorted(function.attributes))

@@ -9,9 +9,14 @@ from typing import Any
 _DTYPES = {"float": "float32", "double": "float64"}
 
 
-def reference_session(model: Path | bytes) -> Any:
-    """A session on one CPU thread without graph optimizations: it computes what the graph says."""
+def reference_session(model: Path | bytes, data_folder: Path | None = None) -> Any:
+    """A session on one CPU thread without graph optimizations: it computes what the graph says.
+
+    `data_folder` is where the external data of a model in memory lie.
+    """
     import onnxruntime
+
+    from optimc.core import custom_ops
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -20,6 +25,10 @@ def reference_session(model: Path | bytes) -> Any:
     options.log_severity_level = 4
     # Prepacking would copy every weight.
     options.add_session_config_entry("session.disable_prepacking", "1")
+    if data_folder is not None:
+        entry = "session.model_external_initializers_file_folder_path"
+        options.add_session_config_entry(entry, str(data_folder))
+    custom_ops.register(options)
     source = model if isinstance(model, bytes) else str(model)
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 

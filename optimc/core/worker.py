@@ -57,6 +57,8 @@ class Limits:
 
     memory_mb: float | None = None
     seconds: float = 600.0
+    libraries: tuple[str, ...] = ()
+    """Libraries with custom operators that its sessions may load, see `optimc.core.custom_ops`."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,7 @@ class Worker:
         env["TMPDIR"] = self._scratch
         memory = self.limits.memory_mb
         arguments = [str(theirs.fileno()), str(int(memory * 1e6) if memory else 0)]
+        arguments += self.limits.libraries
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "optimc.core.worker_main", *arguments],
             stdin=subprocess.DEVNULL,

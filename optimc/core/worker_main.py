@@ -11,7 +11,7 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
-from optimc.core import descriptions
+from optimc.core import custom_ops, descriptions
 from optimc.core.errors import OptimcError
 from optimc.core.worker import MEMORY_EXIT, pack, unpack
 
@@ -94,4 +94,5 @@ def _limit_memory(limit: int) -> None:
 
 
 if __name__ == "__main__":
+    custom_ops.provide(sys.argv[3:])
     main(int(sys.argv[1]), int(sys.argv[2]))

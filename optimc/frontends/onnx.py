@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from optimc.core.custom_ops import DIGESTS_KEY
 from optimc.core.errors import InputError, WorkerError
+from optimc.core.files import file_sha256
 from optimc.core.model import EXTERNAL_DATA_THRESHOLD, OnnxModel, Signature, TensorSpec
 from optimc.core.worker import Limits, Worker
 
@@ -44,15 +46,18 @@ def load_onnx(
 
     `declared_inputs` gives shapes by input name (the recipe's): names there replace the file's
     names for dynamic dims, numbers fix them. `workspace` is an existing folder that has to live as
-    long as the model; `limits` are those of the worker. Raises `InputError` with what is wrong with
-    the file, where, and what to do.
+    long as the model; `limits` are those of the worker, with the libraries of custom operators that
+    the model needs. Raises `InputError` with what is wrong with the file, where, and what to do.
     """
     path = Path(path)
     declared = {name: list(dims) for name, dims in (declared_inputs or {}).items()}
     notes: list[str] = []
     source = _examine(path, workspace, limits or Limits(), declared, notes)
-    model = OnnxModel(_normalized(source, declared, notes, path))
-    return Loaded(model, tuple(notes))
+    normalized = _normalized(source, declared, notes, path)
+    if limits is not None and limits.libraries:
+        digests = [file_sha256(Path(library)) for library in limits.libraries]
+        normalized.metadata_props[DIGESTS_KEY] = " ".join(digests)
+    return Loaded(OnnxModel(normalized), tuple(notes))
 
 
 def read_signature(path: Path) -> Signature:
@@ -104,6 +109,8 @@ class _Source:
 
     path: Path
     output_dims: Mapping[str, Sequence[int | str | None]]
+    custom_types: Mapping[str, tuple[str, Sequence[int | str | None] | None]]
+    """Dtypes and dims of what custom operators compute, which only the runtime knows."""
     stale_shapes: bool
     in_memory: bool
     """Whether the weights are small: such are read, so that the file may change or go."""
@@ -121,6 +128,7 @@ def _examine(
     service = "optimc.frontends.onnx_service:OnnxService"
     try:
         with Worker(service, name=f"examining {path.name}", limits=limits) as worker:
+            _try_libraries(worker, limits)
             answer = worker.call("examine", path=str(path), declared=dict(declared)).data
             notes += answer["notes"]
             if answer["stale_shapes"]:
@@ -138,7 +146,27 @@ def _examine(
             fix=f"{error.fix}; or the file is damaged or hostile",
         ) from error
     in_memory = answer["bytes"] <= EXTERNAL_DATA_THRESHOLD
-    return _Source(read, answer["output_dims"], bool(answer["stale_shapes"]), in_memory)
+    return _Source(
+        read,
+        answer["output_dims"],
+        answer["custom_types"],
+        bool(answer["stale_shapes"]),
+        in_memory,
+    )
+
+
+def _try_libraries(worker: Worker, limits: Limits) -> None:
+    """Loads each library of custom operators alone, so that a bad one is named."""
+    for library in limits.libraries:
+        try:
+            worker.call("load_library", path=library)
+        except WorkerError as error:
+            raise InputError(
+                f"ONNX Runtime cannot load this library of custom operators: {error.what}",
+                where=library,
+                fix="build it against the headers of the installed release of ONNX Runtime, or an "
+                "older one",
+            ) from error
 
 
 def _raise_opset(worker: Worker, path: Path, workspace: Path, opset: int, notes: list[str]) -> Path:
@@ -174,6 +202,7 @@ def _normalized(
         notes.append(f"{listed} initializers that the file also lists as inputs are constants here")
     if source.stale_shapes:
         onnx_normal.forget_inner_shapes(model)
+    onnx_normal.set_types(model, source.custom_types)
     onnx_normal.name_dims(model, source.output_dims, name_dim)
     onnx_normal.declare_shapes(model, declared, path)
     onnx_normal.finish(model)

@@ -97,9 +97,16 @@ def check_functions(proto: onnx.ModelProto, path: Path) -> None:
 
 
 def check_operators(
-    proto: onnx.ModelProto, path: Path, contrib: frozenset[tuple[str, str]]
+    proto: onnx.ModelProto,
+    path: Path,
+    contrib: frozenset[tuple[str, str]],
+    *,
+    libraries: bool = False,
 ) -> None:
-    """Every operator is known to ONNX at its opset, to ONNX Runtime (`contrib`), or a function."""
+    """Every operator is known to ONNX at its opset, to ONNX Runtime (`contrib`), or a function.
+
+    With `libraries`, those of other domains are left to the runtime, which loads the libraries.
+    """
     functions = {(f.domain, f.name) for f in proto.functions}
     opsets = {entry.domain: entry.version for entry in proto.opset_import}
     newest = onnx.defs.onnx_opset_version()
@@ -116,6 +123,8 @@ def check_operators(
             if (node.domain, node.op_type) in functions or (domain, node.op_type) in contrib:
                 continue
             if domain in _STANDARD_DOMAINS and _in_opset(node.op_type, domain, opsets, version):
+                continue
+            if libraries and domain not in _STANDARD_DOMAINS:
                 continue
             raise _unknown_operator(node, domain, version, path)
 
@@ -134,7 +143,8 @@ def _unknown_operator(node: onnx.NodeProto, domain: str, version: int, path: Pat
             f"{describe(node)} uses the operator `{node.op_type}` of the domain `{domain}`, "
             "which neither ONNX nor ONNX Runtime knows",
             where=str(path),
-            fix="export without custom operators, or with the operator as an ONNX function",
+            fix="name the library that holds it (model: {onnx: ..., custom_ops: [libs/ops.so]}), "
+            "or export without custom operators",
         )
     schemas = onnx.defs.get_all_schemas_with_history()
     known = {schema.name for schema in schemas if schema.domain == domain}

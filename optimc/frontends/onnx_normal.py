@@ -77,6 +77,17 @@ def forget_inner_shapes(model: ir.Model) -> None:
             value.shape = None
 
 
+def set_types(
+    model: ir.Model, types: Mapping[str, tuple[str, Sequence[int | str | None] | None]]
+) -> None:
+    """Gives values without a type the dtype, and the dims where they are known, in `types`."""
+    for value in all_values(model):
+        if value.type is None and value.name in types:
+            dtype, dims = types[value.name]
+            value.dtype = ir.DataType[dtype]
+            value.shape = None if dims is None else ir.Shape(dims)
+
+
 def name_dims(
     model: ir.Model, output_dims: Mapping[str, Sequence[int | str | None]], name_dim: NameDim
 ) -> None:

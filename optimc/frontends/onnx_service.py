@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optimc.core import custom_ops
 from optimc.core.errors import InputError
 from optimc.core.onnx_session import (
     max_relative_error,
@@ -56,7 +57,8 @@ class OnnxService:
         size = check_tensors(proto, file)
         check_names(proto, file)
         check_functions(proto, file)
-        check_operators(proto, file, _runtime_operators())
+        contrib = _runtime_operators()
+        check_operators(proto, file, contrib, libraries=bool(custom_ops.provided()))
         notes: list[str] = []
         light = _without_weights(proto, declared)
         output_dims = _fill_output_shapes(light, file, notes)
@@ -65,6 +67,7 @@ class OnnxService:
         opset = max((e.version for e in proto.opset_import if _is_onnx(e.domain)), default=0)
         _load_by_runtime(file, opset)
         answer = {
+            "custom_types": _custom_types(proto, file) if custom_ops.provided() else {},
             "notes": notes,
             "opset": opset,
             "bytes": size,
@@ -72,6 +75,22 @@ class OnnxService:
             "stale_shapes": stale,
         }
         return answer, {}
+
+    def load_library(self, arrays: Mapping[str, Any], path: str) -> Answer:
+        """Loads a library of custom operators, as every session does later."""
+        import onnxruntime
+
+        try:
+            onnxruntime.SessionOptions().register_custom_ops_library(path)
+        except Exception as error:
+            raise InputError(
+                f"ONNX Runtime cannot load this library of custom operators: {_first_line(error)}",
+                where=path,
+                fix="name a shared library for this system that has the function "
+                "RegisterCustomOps, built for the installed release of ONNX Runtime or an older "
+                "one",
+            ) from error
+        return {}, {}
 
     def convert(self, arrays: Mapping[str, Any], path: str, target: str, opset: int) -> Answer:
         """Writes the model at `path` with the given opset to `target`, where that proves right.
@@ -210,6 +229,36 @@ def _contradiction(light: onnx.ModelProto) -> str | None:
     except shape_inference.InferenceError as error:
         return _first_line(error)
     return None
+
+
+def _custom_types(
+    proto: onnx.ModelProto, path: Path
+) -> dict[str, tuple[str, list[int | str | None] | None]]:
+    """Dtype names and dims of what operators outside ONNX compute, as ONNX Runtime infers them.
+
+    Dims are None where the operator does not say them.
+    """
+    import onnx
+
+    wanted = [
+        name
+        for node in proto.graph.node
+        if node.domain not in ("", "ai.onnx", "ai.onnx.ml")
+        for name in node.output
+        if name
+    ]
+    if not wanted:
+        return {}
+    probe = onnx.ModelProto()
+    probe.CopyFrom(proto)
+    del probe.graph.output[:]
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+    found: dict[str, tuple[str, list[int | str | None] | None]] = {}
+    for info in reference_session(probe.SerializeToString(), path.parent).get_outputs():
+        kind = info.type.removeprefix("tensor(").removesuffix(")").upper()
+        # An empty list stands for a scalar and for an unknown rank alike.
+        found[info.name] = (kind, list(info.shape) or None)
+    return found
 
 
 def _load_by_runtime(path: Path, opset: int) -> None:

@@ -320,7 +320,7 @@ def worker_limits(recipe: Recipe) -> Limits:
         import psutil
 
         memory = DEFAULT_MEMORY_SHARE * psutil.virtual_memory().total / 1e6
-    return Limits(memory, recipe.limits.seconds)
+    return Limits(memory, recipe.limits.seconds, tuple(map(str, recipe.model.libraries)))
 
 
 def _reason(error: OptimcError, cell: str | None = None) -> str:

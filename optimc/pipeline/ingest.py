@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,8 +57,9 @@ def read_source(recipe: Recipe, cache: Cache, limits: Limits, workspace: Path) -
         return read_torch_source(recipe, recipe.model, cache, limits, workspace)
     path = recipe.model.onnx
     files = _source_files(path, cache)
+    libraries = _library_files(recipe.model.custom_ops)
     key = digest_of(
-        ["ingest", {name: sha for name, (sha, _) in files.items()}],
+        ["ingest", {name: sha for name, (sha, _) in (files | libraries).items()}],
         [spec.model_dump(mode="json") for spec in recipe.inputs.values()],
         outputs_meaning(recipe),
         [compiler_digest(), tool_versions(["onnx", "onnx-ir", "onnxruntime"])],
@@ -81,6 +82,7 @@ def read_source(recipe: Recipe, cache: Cache, limits: Limits, workspace: Path) -
     assert isinstance(model, OnnxModel)
     notes = json.loads((entry / "notes.json").read_text(encoding="utf-8"))
     total = sum(size for _, size in files.values())
+    files |= libraries
     return Source(model, tuple(notes), {name: sha for name, (sha, _) in files.items()}, total)
 
 
@@ -113,6 +115,18 @@ def _source_files(path: Path, cache: Cache) -> dict[str, tuple[str, int]]:
                 fix="copy the data file beside the model, under this name",
             ) from error
     return files
+
+
+def _library_files(paths: Sequence[Path]) -> dict[str, tuple[str, int]]:
+    """SHA-256 and bytes of libraries of custom operators, by name."""
+    try:
+        return {path.name: (file_sha256(path), path.stat().st_size) for path in paths}
+    except OSError as error:
+        raise InputError(
+            f"a library of custom operators cannot be read: {error.strerror}",
+            where=str(error.filename),
+            fix="check `model.custom_ops`",
+        ) from error
 
 
 def _data_files(path: Path) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from optimc.core import custom_ops
 from optimc.core.errors import VerificationError
 
 _OPEN_SESSIONS = 2
@@ -51,6 +52,7 @@ class OracleService:
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
+        custom_ops.register(options)
         session = self._ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self._sessions[path] = session
         if len(self._sessions) > _OPEN_SESSIONS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import tempfile
 import weakref
 from importlib.metadata import version
@@ -66,7 +67,7 @@ import onnxruntime
 # feeds = {feeds}
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = {threads}
-options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.{level}
+options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.{level}{libraries}
 session = onnxruntime.InferenceSession({main!r}, options, providers=["CPUExecutionProvider"])
 outputs = dict(zip({outputs}, session.run({outputs}, feeds)))
 """
@@ -166,10 +167,13 @@ class OnnxRuntime(Target):
             "graph_optimization": self.graph_optimization,
             "precision": _float_type(folder / MODEL),
         }
+        libraries = _place_libraries(folder)
+        if libraries:
+            session["custom_ops"] = libraries
         main, notes = MODEL, [*context.notes, *_own_operators(folder / MODEL)]
         notes += [lowered] if lowered else []
         if self.optimized:
-            options = session_options(session)
+            options = session_options(session, folder)
             large = model.stats.bytes > EXTERNAL_DATA_THRESHOLD
             _save_optimized(options, folder / OPTIMIZED, weights_apart=large)
             open_native(folder / MODEL, options)
@@ -180,7 +184,7 @@ class OnnxRuntime(Target):
                 f"{MODEL} is the portable form"
             )
         else:
-            open_native(folder / MODEL, session_options(session))
+            open_native(folder / MODEL, session_options(session, folder))
         return Engine.describe(
             folder,
             runtime=self.runtime,
@@ -192,6 +196,9 @@ class OnnxRuntime(Target):
                 threads=self.threads,
                 level=_LEVELS[str(session["graph_optimization"])],
                 main=main,
+                libraries="".join(
+                    f"\noptions.register_custom_ops_library({f'./{name}'!r})" for name in libraries
+                ),
                 outputs=[spec.name for spec in model.signature.outputs],
             ),
             versions={"onnxruntime": version("onnxruntime")},
@@ -213,8 +220,8 @@ class OnnxRuntime(Target):
         return OnnxRuntimeSession(engine, settings)
 
 
-def session_options(settings: dict[str, Any]) -> Any:
-    """The `onnxruntime.SessionOptions` for the manifest's `session`."""
+def session_options(settings: dict[str, Any], folder: Path) -> Any:
+    """The `onnxruntime.SessionOptions` for the manifest's `session` of the engine in `folder`."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -226,7 +233,19 @@ def session_options(settings: dict[str, Any]) -> Any:
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     # Fatal only: whatever goes wrong comes as an exception, whose message we pass on.
     options.log_severity_level = 4
+    for name in settings.get("custom_ops", ()):
+        # Of the engine's own folder and nowhere else, whatever the manifest says.
+        options.register_custom_ops_library(str(folder.absolute() / Path(name).name))
     return options
+
+
+def _place_libraries(folder: Path) -> list[str]:
+    """Copies the libraries of custom operators beside the model; their names."""
+    from optimc.core import custom_ops
+
+    for path in custom_ops.provided():
+        shutil.copyfile(path, folder / path.name)
+    return [path.name for path in custom_ops.provided()]
 
 
 def open_native(path: Path, options: Any) -> Any:
@@ -274,7 +293,7 @@ class OnnxRuntimeSession(Session):
     def __init__(self, engine: Engine, settings: dict[str, Any]) -> None:
         self._engine = engine
         self._settings = settings
-        self._native: Any = open_native(engine.main, session_options(settings))
+        self._native: Any = open_native(engine.main, session_options(settings, engine.folder))
         self._bounds: weakref.WeakSet[_Bound] = weakref.WeakSet()
 
     def bind(self, feeds: Arrays) -> _Bound:
@@ -291,7 +310,7 @@ class OnnxRuntimeSession(Session):
 
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / OPTIMIZED
-            options = session_options(self._settings)
+            options = session_options(self._settings, self._engine.folder)
             # Weights are not read back: kept apart, they are not parsed either.
             _save_optimized(options, path, weights_apart=True)
             open_native(self._engine.main, options)

@@ -106,6 +106,7 @@ class OpenVino(Target):
         if path is None:
             path = context.workspace / "model.onnx"
             place_onnx(model, path)
+        _check_domains(model, self.spec().domains)
         session = {"threads": self.threads, "precision": self.precision}
         _write_ir(path, folder / MODEL, model.signature, half=self.precision == "f16")
         notes = [*context.notes, *_notes(model.signature)]
@@ -131,6 +132,18 @@ class OpenVino(Target):
     @classmethod
     def open(cls, engine: Engine, **overrides: Any) -> OpenVinoSession:
         return OpenVinoSession(engine, session_settings(engine, overrides))
+
+
+def _check_domains(model: OnnxModel, known: frozenset[str]) -> None:
+    """Raises CellError for an operator of a domain that only a library for another runtime has."""
+    for node in model.ir.graph.all_nodes():
+        if node.domain not in known | {"ai.onnx", "ai.onnx.ml"}:
+            raise CellError(
+                f"{NAME} does not know the operator `{node.op_type}` of the domain `{node.domain}`",
+                where=f"node `{node.name}`",
+                fix="custom_ops are libraries for ONNX Runtime: leave this target out of the "
+                "variant",
+            )
 
 
 def _write_ir(onnx_path: Path, xml: Path, signature: Signature, *, half: bool) -> None:

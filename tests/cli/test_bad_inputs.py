@@ -237,7 +237,7 @@ MODELS = {
     "domain": _bad(
         bad.model(bad.with_operator("Magic", "com.acme")),
         "`Magic` of the domain `com.acme`",
-        "without custom operators",
+        "custom_ops: [libs/ops.so]",
         command=BUILD,
     ),
     "opset": _bad(bad.model(bad.with_opset(999)), "opset 999", "export with opset", command=BUILD),

@@ -88,7 +88,7 @@ int main() {{
   Ort::SessionOptions options;
   options.SetIntraOpNumThreads({threads});
   options.SetGraphOptimizationLevel(GraphOptimizationLevel::ORT_ENABLE_ALL);
-  Ort::Session session(env, "model/{main}", options);
+{libraries}  Ort::Session session(env, "model/{main}", options);
   auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
 
 {inputs}
@@ -170,6 +170,10 @@ def _cpp(delivery: Delivery) -> str:
     return _CPP.format(
         name=c_string(delivery.name),
         main=c_string(delivery.engine.main.name),
+        libraries="".join(
+            f'  options.RegisterCustomOpsLibrary("model/{c_string(name)}");\n'
+            for name in delivery.engine.manifest["session"].get("custom_ops", ())
+        ),
         threads=int(delivery.engine.manifest["session"].get("threads") or 0),
         inputs="".join(blocks),
         pushes="\n".join(pushes),

@@ -77,6 +77,10 @@ def _lines(delivery: Delivery, golden: Sequence[Golden]) -> Iterator[str]:
         yield "dynamic_batching { max_queue_delay_microseconds: 1000 }"
     yield "instance_group [ { kind: KIND_CPU count: 1 } ]"
     yield from _threads(delivery)
+    for library in engine.manifest["session"].get("custom_ops", ()):
+        # The server looks for a path from where it was started: models/ is its usual mount.
+        place = f"/models/{delivery.name}/{delivery.version}/{library}"
+        yield f'model_operations {{ op_library_filename: "{c_string(place)}" }}'
     yield from _warm_up(delivery, golden)
 
 

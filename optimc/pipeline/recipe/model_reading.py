@@ -13,13 +13,14 @@ from optimc.pipeline.recipe.model_sources import (
     FactorySource,
     HuggingFaceSource,
     ModelSource,
+    OnnxSource,
     Weights,
 )
 from optimc.pipeline.recipe.reading import Reading
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _KEYS = {
-    "onnx": (),
+    "onnx": ("custom_ops",),
     "exported": (),
     "factory": ("weights", "arguments"),
     "hf": ("task", "pooling", "normalize"),
@@ -45,6 +46,10 @@ def check_kind(model: Node | None, reading: Reading, *, untrusted: bool) -> None
             what = f"`{kind}: {node.value}` runs code ({reason}), which --untrusted refuses"
             fix = "leave out --untrusted if you trust this code, or export the model to ONNX"
             reading.note(node, what, fix)
+    libraries = model.value.get("custom_ops")
+    if untrusted and libraries is not None:
+        what = "`custom_ops` loads libraries, which are code, and --untrusted refuses that"
+        reading.note(libraries, what, "leave out --untrusted if you trust these libraries")
 
 
 def _note_missing(model: Node, reading: Reading) -> None:
@@ -74,6 +79,9 @@ def resolved_model(source: ModelSource, node: Node, reading: Reading) -> ModelSo
         _check_weights(resolved, below, reading)
         return source.model_copy(update={"weights": resolved})
     resolved_source: Any = reading.resolved(source, node)
+    if isinstance(resolved_source, OnnxSource):
+        libraries = _existing_libraries(resolved_source, node, reading)
+        return resolved_source.model_copy(update={"custom_ops": libraries})
     if "exported" in type(source).model_fields and resolved_source.exported.suffix != ".pt2":
         at = node.get("exported") or node
         what = f"{quoted(at.data())} is no .pt2 file"
@@ -91,6 +99,19 @@ def _check_weights(weights: Weights, node: Node, reading: Reading) -> None:
     if weights.key is not None and suffix == ".safetensors":
         what = "a safetensors file holds tensors only: `key` has no meaning for it"
         reading.note(node.get("key") or node, what, "leave `key` out")
+
+
+def _existing_libraries(source: OnnxSource, node: Node, reading: Reading) -> tuple[Path, ...]:
+    below = node.get("custom_ops") or node
+    entries = below.value if isinstance(below.value, list) else [below] * len(source.custom_ops)
+    found: dict[str, Path] = {}
+    for path, entry in zip(source.custom_ops, entries, strict=True):
+        full = reading.existing(path, entry)
+        if full.name in found:
+            what = f"two libraries are called {quoted(full.name)}"
+            reading.note(entry, what, "rename one: they lie side by side in the engine's folder")
+        found[full.name] = full
+    return tuple(found.values())
 
 
 def _existing_folder(path: Path, node: Node, reading: Reading) -> Path:

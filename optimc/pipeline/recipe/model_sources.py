@@ -37,6 +37,11 @@ class _Source(_Part, ABC):
     def place(self) -> Path | None:
         """The file or folder that the model is read from, or None."""
 
+    @property
+    def libraries(self) -> tuple[Path, ...]:
+        """Libraries with custom operators that ONNX Runtime has to load."""
+        return ()
+
     def shown(self, folder: Path) -> str:
         """The model for reports: its place as seen from `folder`."""
         assert self.place is not None
@@ -50,11 +55,20 @@ class OnnxSource(_Source):
 
     onnx: Path
     """An ONNX file."""
+    custom_ops: tuple[Path, ...] = ()
+    """Shared libraries with operators of your own, as ONNX Runtime's
+    `register_custom_ops_library` takes them. They are code, which `--untrusted` refuses. They are
+    copied beside the engine; other runtimes than ONNX Runtime cannot run such a model."""
 
     @property
     def place(self) -> Path:
         """See `_Source`."""
         return self.onnx
+
+    @property
+    def libraries(self) -> tuple[Path, ...]:
+        """See `_Source`."""
+        return self.custom_ops
 
 
 class ExportedSource(_Source):
