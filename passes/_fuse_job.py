@@ -14,7 +14,15 @@ import onnx_ir as ir
 from optimc.core.model import SOURCE_KEY
 from optimc.core.onnx_names import NameTable
 from optimc.core.passes import RewriteLog
-from optimc.passes._fuse_layer import constant, drop_unused
+from optimc.passes._fuse_layer import (
+    Array,
+    Layer,
+    absorb,
+    constant,
+    drop_unused,
+    fits,
+    put_constants,
+)
 from optimc.passes._simplify_work import where
 
 
@@ -97,3 +105,38 @@ def replace(last: ir.Node, others: Sequence[ir.Node], new: ir.Node) -> None:
     for read in dict.fromkeys(constants):
         if read is not None and read.producer() not in gone:
             drop_unused(read)
+
+
+def rewrite_layer(
+    rule: str,
+    node: ir.Node,
+    layer: Layer,
+    weight: Array | None,
+    bias: Array,
+    job: Job,
+    between: ir.Node | None = None,
+) -> None:
+    """Puts the new constants in and lets the layer take over the output of `node`.
+
+    Where a node is `between` the two, that one takes it over, and the layer's result loses its
+    source name with its numbers.
+    """
+    reason = fits(layer, layer.weight if weight is None else weight, bias)
+    if reason is not None:
+        job.log.refuse(rule, where(node), reason)
+    elif job.allow(rule, node):
+        put_constants(layer, weight, bias, job.names)
+        layer.node.outputs[0].meta.pop(SOURCE_KEY, None)
+        absorb(between or layer.node, node)
+
+
+def only_reader(before: ir.Node, node: ir.Node) -> str | None:
+    """Why `before` cannot change its result for the sake of `node`, or None."""
+    value = before.outputs[0]
+    if before.graph is not node.graph:
+        return f"{where(before)} is in another graph"
+    if value.is_graph_output():
+        return f"the result of {where(before)} is an output of its own"
+    if len(value.uses()) > 1:
+        return f"the result of {where(before)} is also read elsewhere"
+    return None

@@ -20,9 +20,10 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Layer:
-    """A Conv, ConvTranspose or Gemm with constants: y = weight * x + bias, for each channel.
+    """A Conv, ConvTranspose, Gemm or MatMul with constants: y = weight * x + bias, by channel.
 
-    `weight` is laid out as the operator wants it; `bias` is [channels], with Gemm's beta in it.
+    `weight` is laid out as the operator wants it; `bias` is [channels], with Gemm's beta in it, and
+    zero for a MatMul.
     """
 
     node: ir.Node
@@ -34,6 +35,8 @@ class Layer:
         weight = self.weight
         if self.node.op_type == "Gemm":
             return weight * (factor[:, None] if _is_transposed(self.node) else factor)
+        if self.node.op_type == "MatMul":
+            return weight * factor
         if self.node.op_type == "Conv":
             return weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
         # ConvTranspose: [in, out / group, ...]; the inputs of one group share its output channels.
@@ -55,6 +58,8 @@ def layer_of(node: ir.Node) -> Layer | str:
     array = _float64(tensor)
     if node.op_type == "ConvTranspose" and array.shape[0] % _group(node):
         return f"the groups of {where(node)} do not divide its channels"
+    if node.op_type == "MatMul" and array.ndim != 2:
+        return f"the weight of {where(node)} has {array.ndim} dims"
     channels = _channels(node, array)
     if bias is None:
         return Layer(node, array, np.zeros(channels))
@@ -112,7 +117,8 @@ def put_constants(layer: Layer, weight: Array | None, bias: Array, names: NameTa
     node, dtype = layer.node, _dtype(layer.node)
     if weight is not None:
         _put(node, 1, weight, dtype, names.unique(f"{where(node)}_weight"))
-    _put(node, 2, bias, dtype, names.unique(f"{where(node)}_bias"))
+    if np.any(bias) or (len(node.inputs) > 2 and node.inputs[2] is not None):
+        _put(node, 2, bias, dtype, names.unique(f"{where(node)}_bias"))
     if "beta" in node.attributes:
         del node.attributes["beta"]
 
@@ -182,6 +188,8 @@ def _float64(tensor: ir.TensorProtocol) -> Array:
 def _channels(node: ir.Node, weight: Array) -> int:
     if node.op_type == "Gemm":
         return int(weight.shape[0 if _is_transposed(node) else 1])
+    if node.op_type == "MatMul":
+        return int(weight.shape[1])
     return int(weight.shape[0] if node.op_type == "Conv" else weight.shape[1] * _group(node))
 
 

@@ -7,20 +7,16 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import onnx_ir as ir
 
-from optimc.core.model import SOURCE_KEY
+from optimc.passes._fuse_affine import fuse_bias, fuse_scale
 from optimc.passes._fuse_gelu import fuse_gelu
-from optimc.passes._fuse_job import Job, producer
+from optimc.passes._fuse_job import Job, only_reader, producer, rewrite_layer
 from optimc.passes._fuse_layer import (
     Array,
     Layer,
-    absorb,
     constant,
     constant_array,
     drop_unused,
-    fits,
     layer_of,
-    per_channel,
-    put_constants,
 )
 from optimc.passes._fuse_norm import fuse_layer_norm
 from optimc.passes._fuse_product import fuse_gemm, fuse_transpose
@@ -41,7 +37,7 @@ def fuse_batchnorm(node: ir.Node, job: Job) -> None:
         job.log.refuse(rule, where(node), found)
         return
     layer, factor, shift = found
-    _rewrite(rule, node, layer, layer.scaled(factor), layer.bias * factor + shift, job)
+    rewrite_layer(rule, node, layer, layer.scaled(factor), layer.bias * factor + shift, job)
 
 
 def fusible_batchnorms(graph: ir.Graph) -> list[ir.Node]:
@@ -55,48 +51,11 @@ def _batchnorm(node: ir.Node) -> tuple[Layer, Array, Array] | str:
     before = producer(node.inputs[0], *_LAYERS)
     if before is None:
         return "it does not follow a Conv, ConvTranspose or Gemm"
-    layer = _only_reader(before, node) or layer_of(before)
+    layer = only_reader(before, node) or layer_of(before)
     affine = layer if isinstance(layer, str) else _affine(node, len(layer.bias))
     if isinstance(layer, str) or isinstance(affine, str):
         return str(affine)
     return layer, *affine
-
-
-def fuse_bias(node: ir.Node, job: Job) -> None:
-    """Add of a constant for each channel into the bias of the layer before it.
-
-    A Transpose may stand between the two: it moves the channels, and the constant with them.
-    """
-    rule = "fuse_bias"
-    arrays = [constant_array(value) for value in node.inputs]
-    for value, array in zip(node.inputs, reversed(arrays), strict=True):
-        transpose = producer(value, "Transpose")
-        before = producer(transpose.inputs[0] if transpose is not None else value, *_LAYERS)
-        if before is None or array is None:
-            continue
-        reason = _only_reader(before, transpose or node)
-        if transpose is not None:
-            reason = reason or _only_reader(transpose, node)
-        layer = reason or layer_of(before)
-        if isinstance(layer, str):
-            job.log.refuse(rule, where(node), layer)
-            return
-        rank = layer.weight.ndim
-        moved = array if transpose is None else _moved_back(array, transpose, rank)
-        row = per_channel(moved, rank, len(layer.bias))
-        if row is None:
-            job.log.refuse(rule, where(node), "the constant is not one number for each channel")
-            return
-        _rewrite(rule, node, layer, None, layer.bias + row, job, transpose)
-        return
-
-
-def _moved_back(array: Array, transpose: ir.Node, rank: int) -> Array:
-    """What is added behind a Transpose of `rank` dims, as it is added before it."""
-    if array.ndim > rank:
-        return array
-    perm = transpose.attributes.get_ints("perm", None) or tuple(reversed(range(rank)))
-    return array.reshape((1,) * (rank - array.ndim) + array.shape).transpose(np.argsort(perm))
 
 
 def fuse_pad(node: ir.Node, job: Job) -> None:
@@ -125,48 +84,14 @@ RULES: Mapping[str, tuple[Callable[[ir.Node, Job], None], ...]] = {
     "Add": (fuse_bias, fuse_gemm),
     "BatchNormalization": (fuse_batchnorm,),
     "Conv": (fuse_pad,),
-    "Div": (fuse_layer_norm, fuse_gelu),
+    "Div": (fuse_layer_norm, fuse_gelu, fuse_scale),
     "Gemm": (fuse_transpose,),
     "MatMul": (fuse_transpose,),
-    "Mul": (fuse_gelu,),
+    "Mul": (fuse_gelu, fuse_scale),
     "Pad": (fuse_shortcut,),
+    "Sub": (fuse_bias,),
 }
 """The rules by the operator at which each looks."""
-
-
-def _rewrite(
-    rule: str,
-    node: ir.Node,
-    layer: Layer,
-    weight: Array | None,
-    bias: Array,
-    job: Job,
-    between: ir.Node | None = None,
-) -> None:
-    """Puts the new constants in and lets the layer take over the output of `node`.
-
-    Where a node is `between` the two, that one takes it over, and the layer's result loses its
-    source name with its numbers.
-    """
-    reason = fits(layer, layer.weight if weight is None else weight, bias)
-    if reason is not None:
-        job.log.refuse(rule, where(node), reason)
-    elif job.allow(rule, node):
-        put_constants(layer, weight, bias, job.names)
-        layer.node.outputs[0].meta.pop(SOURCE_KEY, None)
-        absorb(between or layer.node, node)
-
-
-def _only_reader(before: ir.Node, node: ir.Node) -> str | None:
-    """Why `before` cannot change its result for the sake of `node`, or None."""
-    value = before.outputs[0]
-    if before.graph is not node.graph:
-        return f"{where(before)} is in another graph"
-    if value.is_graph_output():
-        return f"the result of {where(before)} is an output of its own"
-    if len(value.uses()) > 1:
-        return f"the result of {where(before)} is also read elsewhere"
-    return None
 
 
 def _affine(node: ir.Node, channels: int) -> tuple[Array, Array] | str:

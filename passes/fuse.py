@@ -9,12 +9,12 @@ Normalization: Accelerating Deep Network Training by Reducing Internal Covariate
     b' = (b - mean) * s + beta
 
 (Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
-Integer-Arithmetic-Only Inference", section 3.2). A constant c that is added to each channel gives
-b' = b + c, also where a Transpose stands between the two. Padding with zeros is what a convolution
-does itself: the pads add up.
+Integer-Arithmetic-Only Inference", section 3.2). Padding with zeros is what a convolution does
+itself: the pads add up.
 
-The algebra of the other rewrites is where they are: products in `_fuse_product`, shortcuts in
-`_fuse_shortcut`, GELU in `_fuse_gelu`, LayerNormalization in `_fuse_norm`.
+The algebra of the other rewrites is where they are: constants behind a layer in `_fuse_affine`,
+products in `_fuse_product`, shortcuts in `_fuse_shortcut`, GELU in `_fuse_gelu`, LayerNormalization in
+`_fuse_norm`.
 """
 
 from __future__ import annotations
@@ -37,13 +37,16 @@ class Fuse(Pass):
     Float engines get fewer nodes. INT8 gains most: a BatchNormalization behind a convolution has no
     INT8 kernel, and keeps the activation and the residual behind it in float as well.
 
-    Rewrites: BatchNormalization goes into the Conv, ConvTranspose or Gemm before it, a constant for
-        each channel that is added after one of these (or after a Transpose behind it) into its
-        bias, and a Pad with zeros into the Conv after it. A product of two matrices and an added
+    Rewrites: BatchNormalization goes into the Conv, ConvTranspose or Gemm before it, and a Pad with
+        zeros into the Conv after it. Add, Sub, Mul and Div by a constant for each channel go into
+        the weight and bias of the layer before them, also through a Transpose or Reshape, or into
+        the scale and bias of a BatchNormalization that follows no layer; Mul and Div into the
+        weight of a MatMul, too. A product of two matrices and an added
         constant become Gemm, transposed matrices Gemm's flags. Slices with strides and a Pad with
         channels of zeros (a shortcut of CIFAR's ResNets) become a 1x1 Conv. GELU and
         LayerNormalization in small operators become Gelu (opset 20) and LayerNormalization
-        (opset 17). A weight that other nodes read too is copied first.
+        (opset 17); below opset 20 standard ONNX has nothing shorter for GELU, and it stays. A weight
+        that other nodes read too is copied first.
     Refuses: where what is between the two is read elsewhere or is an output; constants that are not
         known at build time; training mode; parameters that are not finite and variances that are
         not positive; float16 and bfloat16 weights (fuse first, then convert); SAME padding;

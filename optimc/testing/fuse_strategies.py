@@ -86,7 +86,32 @@ def _moved_bias(m: Making, x: Value) -> Value | None:
     return m.node("Add", h, m.builder.weight(*shape), dims=dims)
 
 
-FUSE_STEPS: tuple[Step, ...] = (_gelu, _layer_norm, _shortcut, _linear, _moved_bias)
+def _scaled(m: Making, x: Value) -> Value | None:
+    """A layer or BatchNormalization, perhaps a Reshape, and up to three constants behind it."""
+    if len(x.dims) != 4 or isinstance(x.dims[1], str) or x.dims[1] > 8:
+        return None
+    channels, kind = int(x.dims[1]), m.choose(["Conv", "ConvTranspose", "BatchNormalization"])
+    if kind == "BatchNormalization":
+        rows = [m.builder.constant(m.builder.rng.uniform(0.5, 2.0, channels)) for _ in range(4)]
+        name = m.builder.node(kind, x.name, *rows)
+    else:
+        bias = [m.builder.weight(4)] if m.flag() else []
+        shape = (4, channels) if kind == "Conv" else (channels, 4)
+        name = m.builder.node(kind, x.name, m.builder.weight(*shape, 1, 1), *bias)
+        channels = 4
+    dims: Dims = (x.dims[0], channels, *x.dims[2:])
+    shapes = [(channels, 1, 1), (1, channels, 1, 1), (1, 1, 1), (), (1,), (int(dims[-1]),)]
+    if channels == 4 and not any(isinstance(dim, str) for dim in dims[2:]) and m.flag():
+        dims = (x.dims[0], 2, 2, int(dims[2]) * int(dims[3]))
+        name = m.builder.node("Reshape", name, m.builder.constant([0, *dims[1:]]))
+        shapes = [(2, 2, 1), (1, 2, 2, 1), (2, 1, 1), (2, 1), (), (int(dims[-1]),)]
+    for _ in range(m.integer(1, 3)):
+        row = m.builder.constant(m.builder.rng.uniform(0.5, 2.0, m.choose(shapes)))
+        name = m.builder.node(m.choose(["Mul", "Add", "Div", "Sub"]), *m.shuffled([name, row]))
+    return Value(name, dims)
+
+
+FUSE_STEPS: tuple[Step, ...] = (_gelu, _layer_norm, _shortcut, _linear, _moved_bias, _scaled)
 
 
 def fusible_models(max_steps: int = 8) -> st.SearchStrategy[OnnxModel]:
