@@ -13,8 +13,8 @@ Integer-Arithmetic-Only Inference", section 3.2). Padding with zeros is what a c
 itself: the pads add up.
 
 The algebra of the other rewrites is where they are: constants behind a layer in `_fuse_affine`,
-products in `_fuse_product`, shortcuts in `_fuse_shortcut`, GELU in `_fuse_gelu`, LayerNormalization in
-`_fuse_norm`.
+products in `_fuse_product`, shortcuts in `_fuse_shortcut`, GELU in `_fuse_gelu`, and
+LayerNormalization in `_fuse_norm`.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Fuse(Pass):
         constant become Gemm, transposed matrices Gemm's flags. Slices with strides and a Pad with
         channels of zeros (a shortcut of CIFAR's ResNets) become a 1x1 Conv. GELU and
         LayerNormalization in small operators become Gelu (opset 20) and LayerNormalization
-        (opset 17); below opset 20 standard ONNX has nothing shorter for GELU, and it stays. A weight
-        that other nodes read too is copied first.
+        (opset 17); below opset 20 standard ONNX has nothing shorter for GELU, which stays as it is.
+        A weight that other nodes read too is copied first.
     Refuses: where what is between the two is read elsewhere or is an output; constants that are not
         known at build time; training mode; parameters that are not finite and variances that are
         not positive; float16 and bfloat16 weights (fuse first, then convert); SAME padding;
