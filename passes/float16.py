@@ -30,7 +30,8 @@ class Float16(Pass):
     Rewrites: gives convolutions, matrix products, what holds large weights, and the operators
         between them float16 inputs, constants and results, with a Cast wherever float32 begins or
         ends. One numbered rewrite is one operator. With `storage_only` it is one weight, stored in
-        float16 behind a Cast to float32; weights under 256 elements stay.
+        float16 behind a Cast to float32; weights under 256 elements stay. With
+        `keep_interface: false`, each float32 input and output becomes float16, under its name.
     Refuses: normalizations, softmax, exponentials, powers, roots, sums and means of more than 64
         elements, squares, divisions by what is not constant, recurrent layers, coordinates (Resize,
         TopK, NonMaxSuppression and the like); operators with constants beyond 65504 or all below
@@ -40,8 +41,8 @@ class Float16(Pass):
         nothing can be converted, is an error.
     Accuracy: within 1e-2 of each output's scale. Where a model breaks that, find the operator with
         `optimc build --limit float16=N` and name it in `keep_float`.
-    Options: keep_float, storage_only. Run `simplify` and `fuse` before it: constants in float16
-        are not folded, and fused weights would be rounded twice.
+    Options: keep_float, storage_only, keep_interface. Run `simplify` and `fuse` before it:
+        constants in float16 are not folded, and fused weights would be rounded twice.
     """
 
     keep_float: list[str] = Field(default=[])
@@ -49,11 +50,19 @@ class Float16(Pass):
     of their outputs, or operator types such as `Gemm`. With `storage_only`: names of weights."""
     storage_only: bool = False
     """Whether only the weights are stored in float16, and everything is computed in float32."""
+    keep_interface: bool = True
+    """Whether inputs and outputs stay float32. Without, whoever feeds the engine halves its copies,
+    and has to convert: the manifest and the bundles say the types."""
 
     level: ClassVar[Level] = Level.ONNX
     reads_names: ClassVar[bool] = True
     required_by_default: ClassVar[bool] = True
     tools: ClassVar[tuple[str, ...]] = ("numpy", "onnx", "onnx-ir")
+
+    @property
+    def changes_dtypes(self) -> bool:
+        """Whether inputs and outputs change."""
+        return not self.keep_interface
 
     @property
     def effect(self) -> Effect:
@@ -95,8 +104,12 @@ class Float16(Pass):
             if self.storage_only
             else self._convert(model.ir, context)
         )
-        result = model.sealed()
         log = context.log
+        if not self.keep_interface:
+            from optimc.passes._float16_interface import halve_interface
+
+            stats["interface"] = halve_interface(model.ir, log)
+        result = model.sealed()
         return PassResult(result, result.digest != before, stats, log.rewrites, log.refusals)
 
     def _store(self, model: ir.Model, context: PassContext) -> dict[str, int]:

@@ -221,6 +221,11 @@ class Pass(BaseModel, ABC):
     def effect(self) -> Effect:
         """What this instance promises; options decide it."""
 
+    @property
+    def changes_dtypes(self) -> bool:
+        """Whether inputs and outputs may become another float type; names and order never do."""
+        return False
+
     def check(self, model: Model, context: PassContext) -> None:
         """Raises PreconditionError where the pass cannot run on `model`, with the way out."""
 

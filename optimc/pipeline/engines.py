@@ -194,8 +194,18 @@ class EngineBuilder:
                 missing = f"the engine with it as an output cannot be had: {error.what}"
         precision = _coarser(engine.manifest["session"].get("precision", "f32"), model[0])
         allowed = 0.0 if lossy else ENGINE_TOLERANCE[precision]
+        made = model[0].signature
         sides = [
-            Judge(self.inner, of, carried, stable, runs, aligned(runs, answers), allowed, missing)
+            Judge(
+                self.inner,
+                of,
+                carried,
+                stable,
+                runs,
+                aligned(runs, answers, made),
+                allowed,
+                missing,
+            )
             for of, runs in ((source[0], origin), (model[0], graph))
         ]
         judged = in_both(*(side.judged() for side in sides))
@@ -212,7 +222,7 @@ class EngineBuilder:
             lossy=lossy,
             probes=oracle.probes,
             source=origin,
-            graph=aligned(origin, graph),
+            graph=aligned(origin, graph, made),
             engine=sides[0].candidate,
             names=judged.names,
         )

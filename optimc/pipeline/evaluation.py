@@ -304,6 +304,11 @@ def _filled(feeds: Arrays, size: int) -> Arrays:
     }
 
 
+def _widened(array: NDArray[Any]) -> NDArray[Any]:
+    """Metrics compute in float32 at least."""
+    return array.astype("float32") if array.dtype.name == "float16" else array
+
+
 def _first(outputs: Arrays, count: int, feeds: Arrays, judged: set[str] | None) -> Arrays:
     """The outputs that are `judged`, of the first `count` samples where the batch was filled up.
 
@@ -312,7 +317,9 @@ def _first(outputs: Arrays, count: int, feeds: Arrays, judged: set[str] | None) 
     """
     filled = {len(array) for array in feeds.values() if array.ndim}
     return {
-        name: array[:count] if filled != {count} and array.ndim and len(array) in filled else array
+        name: _widened(
+            array[:count] if filled != {count} and array.ndim and len(array) in filled else array
+        )
         for name, array in outputs.items()
         if judged is None or name in judged
     }

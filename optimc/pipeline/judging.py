@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
-    from optimc.core.model import OnnxModel
+    from optimc.core.model import OnnxModel, Signature
     from optimc.pipeline.verification import Finding
 
 
@@ -227,13 +227,21 @@ def in_both(one: Judged, other: Judged) -> Judged:
     )
 
 
-def aligned(reference: Sequence[Outputs], candidate: Sequence[Outputs]) -> list[Outputs]:
-    """`candidate` with inner values in the reference's float type: precision passes change it."""
+def aligned(
+    reference: Sequence[Outputs], candidate: Sequence[Outputs], interface: Signature
+) -> list[Outputs]:
+    """`candidate` in the reference's float types: precision passes change them.
+
+    That holds for inner values, and for outputs that have the type which `interface`, that of the
+    model behind `candidate`, declares.
+    """
+    declared = {spec.name: spec.dtype for spec in interface.outputs}
 
     def cast(expected: Outputs, actual: Outputs) -> Outputs:
         changed: dict[str, NDArray[Any]] = dict(actual)
         for name, array in actual.items():
-            if name.startswith(PREFIX) and name in expected:
+            known = name.startswith(PREFIX) or declared.get(name) == array.dtype.name
+            if known and name in expected:
                 wanted = expected[name].dtype
                 if wanted != array.dtype and not {wanted.kind, array.dtype.kind} & set("biuOSU"):
                     changed[name] = array.astype(wanted)

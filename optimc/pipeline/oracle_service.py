@@ -31,7 +31,7 @@ class OracleService:
         try:
             session = self._session(path)
             names = [output.name for output in session.get_outputs()]
-            feeds = {i.name: arrays[i.name] for i in session.get_inputs()}
+            feeds = {i.name: _typed(arrays[i.name], i.type) for i in session.get_inputs()}
             return None, dict(zip(names, session.run(names, feeds), strict=True))
         except Exception as error:
             if "bad_alloc" in str(error) or isinstance(error, MemoryError):
@@ -58,3 +58,10 @@ class OracleService:
         if len(self._sessions) > _OPEN_SESSIONS:
             self._sessions.popitem(last=False)
         return session
+
+
+def _typed(array: Any, kind: str) -> Any:
+    """The probe in the model's own float type, which a pass may have changed."""
+    if kind == "tensor(float16)" and array.dtype.name == "float32":
+        return array.astype("float16")
+    return array

@@ -110,7 +110,9 @@ class PassVerifier:
             return Finding(Verdict.UNVERIFIED, "all outputs depend on random operators")
         try:
             new = self._inner.view(after, after_path)
-            candidate = aligned(reference, self._oracle.outputs(new.digest, new.path))
+            candidate = aligned(
+                reference, self._oracle.outputs(new.digest, new.path), after.signature
+            )
         except (VerificationError, WorkerError) as error:
             return Finding(Verdict.FAILED, f"the result does not run: {error.what}")
         judge = Judge(
@@ -157,7 +159,8 @@ class PassVerifier:
     ) -> Finding:
         """`finding`, or what drift makes of it; `judge` is that of the pass on what it compared."""
         start = self._oracle.outputs(*self._inner.stored_view(segment.digest, segment.path))
-        candidate = aligned(start, judge.candidate)
+        # What is compared has the types of the model before the pass by now.
+        candidate = aligned(start, judge.candidate, judge.model.signature)
         bound = segment.bound + effect.bound
         allowed = None if judge.allowed is None else bound
         judged = judge.against(start, candidate, allowed)

@@ -71,6 +71,7 @@ class EngineWorker:
         """`overrides` replace settings of the manifest's session, such as ``threads``."""
         self.name = name
         self.runtime = engine.runtime
+        self._engine = engine
         self._opened: dict[str, Any] = {
             "folder": str(engine.folder.resolve()),
             "overrides": dict(overrides or {}),
@@ -104,13 +105,20 @@ class EngineWorker:
 
     def run(self, feeds: Arrays) -> Arrays:
         """The outputs for `feeds`, by name."""
-        return self._settled().call("run", feeds).arrays
+        return self._settled().call("run", self._typed(feeds)).arrays
 
     def bind(self, feeds: Arrays) -> None:
         """Puts `feeds` in place for `time_block`."""
         self._feeds = None
-        self._settled().call("bind", feeds)
-        self._feeds = dict(feeds)
+        typed = self._typed(feeds)
+        self._settled().call("bind", typed)
+        self._feeds = dict(typed)
+
+    def _typed(self, feeds: Arrays) -> Arrays:
+        """The feeds as float16 where the engine takes that and they are float32."""
+        from optimc.targets.feeds import in_its_types
+
+        return in_its_types(self._engine.signature, feeds)
 
     def time_block(self, runs: int) -> NDArray[np.int64]:
         """Times `runs` runs on what is bound; nanoseconds [runs]."""
@@ -123,7 +131,9 @@ class EngineWorker:
         The runtime's libraries are loaded already. What was bound is not any more.
         """
         self._feeds = None
-        return float(self._settled().call("first_result", feeds).data["first_result_ms"])
+        return float(
+            self._settled().call("first_result", self._typed(feeds)).data["first_result_ms"]
+        )
 
     def memory(self) -> dict[str, float | None]:
         """The process's resident memory in MB: `current_mb`, `peak_mb`, and `baseline_mb`, what it

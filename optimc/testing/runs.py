@@ -54,6 +54,8 @@ def run_model(model: OnnxModel, feeds: Sequence[Feeds]) -> list[dict[str, NDArra
     """The outputs for each of `feeds`, by ONNX Runtime with graph optimizations off."""
     import onnxruntime
 
+    from optimc.targets.feeds import in_its_types
+
     with tempfile.TemporaryDirectory(prefix="optimc-run-") as folder:
         path = Path(folder) / "model.onnx"
         model.write_onnx(path)
@@ -65,7 +67,8 @@ def run_model(model: OnnxModel, feeds: Sequence[Feeds]) -> list[dict[str, NDArra
             str(path), options, providers=["CPUExecutionProvider"]
         )
         names = [output.name for output in session.get_outputs()]
-        return [dict(zip(names, session.run(names, dict(f)), strict=True)) for f in feeds]
+        fed = [in_its_types(model.signature, one) for one in feeds]
+        return [dict(zip(names, session.run(names, dict(f)), strict=True)) for f in fed]
 
 
 def seeded_feeds(model: OnnxModel, *, sizes: Sequence[int] = (1, 3), seed: int = 0) -> list[Feeds]:

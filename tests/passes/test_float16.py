@@ -95,7 +95,13 @@ MODELS: Mapping[str, Callable[[], OnnxModel]] = {
 
 
 class TestFloat16(PassContract):
-    passes = (Float16(), Float16(keep_float=["MatMul"]), Float16(storage_only=True))
+    passes = (
+        Float16(),
+        Float16(keep_float=["MatMul"]),
+        Float16(storage_only=True),
+        Float16(keep_interface=False),
+        Float16(keep_interface=False, storage_only=True),
+    )
 
     def models(self) -> Mapping[str, OnnxModel]:
         small = {n: m for n, m in small_models().items() if n in ("convolutions", "folded shapes")}

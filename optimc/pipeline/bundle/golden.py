@@ -63,7 +63,9 @@ def _declared(spec: TensorSpec, delivery: Delivery) -> InputSpec | None:
     from optimc.pipeline.recipe.schema import InputSpec
 
     known = delivery.inputs.get(spec.name)
-    if known is None or known.values is None or known.dtype != spec.dtype:
+    if known is None or known.values is None:
+        return None
+    if known.dtype != spec.dtype and not ("float" in known.dtype and "float" in spec.dtype):
         return None
     if "float" in spec.dtype:
         return InputSpec(range=known.values)
