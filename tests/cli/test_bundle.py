@@ -146,6 +146,8 @@ def test_plain_proves_itself_without_optimc(bundle, cell: str) -> None:
     about = json.loads((folder / "bundle.json").read_text())
     assert (about["cell"], about["format"], about["version"]) == (cell, "plain", 1)
     assert (folder / "load.cpp").exists() == (cell == "int8/ort")
+    if cell == "int8/ort":
+        assert "optimc\n// has not compiled this file" in (folder / "load.cpp").read_text()
 
 
 def test_the_script_tells_a_wrong_model(bundle, built: Path) -> None:
