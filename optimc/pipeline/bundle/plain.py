@@ -79,7 +79,8 @@ _CPP = """// Loads model/{main} with ONNX Runtime's C++ API and runs it once on 
 // g++ -std=c++17 load.cpp -I$ORT/include -L$ORT/lib -lonnxruntime -o load
 //
 // A starting point, and not checked: ONNX Runtime's Python package has no C++ headers, so optimc
-// has not compiled this file. Run check.py beside it first: it loads this model and compares its outputs.
+// has not compiled this file. Run check.py beside it first: it loads the model and compares its
+// outputs.
 #include <onnxruntime_cxx_api.h>
 
 #include <cstdint>
