@@ -82,8 +82,9 @@ def set_types(
 ) -> None:
     """Gives values without a type the dtype, and the dims where they are known, in `types`."""
     for value in all_values(model):
-        if value.type is None and value.name in types:
-            dtype, dims = types[value.name]
+        known = types.get(value.name or "")
+        if value.type is None and known is not None:
+            dtype, dims = known
             value.dtype = ir.DataType[dtype]
             value.shape = None if dims is None else ir.Shape(dims)
 

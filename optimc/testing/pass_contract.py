@@ -227,9 +227,8 @@ class PassContract:
         actual = run_model(after, feeds)
         for name, source in pairs.items():
             wanted = [{name: run[source]} for run in expected]
-            if pass_.changes_dtypes:
-                actual = aligned(wanted, actual, after.signature)
-            difference = compare_outputs(wanted, actual, [name])
+            found = aligned(wanted, actual, after.signature) if pass_.changes_dtypes else actual
+            difference = compare_outputs(wanted, found, [name])
             effect = pass_.effect
             assert difference.broken is None, f"{source}: {difference.broken}"
             if effect.kind is EffectKind.EXACT:
