@@ -162,7 +162,7 @@ class Build:
             )
             self.observer.on_stage("building and verifying engines")
             self.engines = EngineBuilder(
-                self.cache, self.limits, self.workspace, self.recipe.seed, inner
+                self.cache, self.limits, self.workspace, self.recipe.seed, inner, self.data.sizes
             )
             run_side_by_side(
                 models.items(),
