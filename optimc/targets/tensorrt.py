@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from optimc.core.errors import CellError
+from optimc.core.errors import CellError, UnavailableError
 from optimc.core.model import Model, OnnxModel
 from optimc.core.targets import BuildContext, Engine, Session, Target, TargetSpec, Unavailability
 from optimc.targets.artifacts import feeds_as_text, place_onnx, session_settings
@@ -40,7 +40,8 @@ import tensorrt
 # feeds = {feeds}
 runtime = tensorrt.Runtime(tensorrt.Logger())
 engine = runtime.deserialize_cuda_engine(open({main!r}, "rb").read())
-context = engine.create_execution_context()  # then set_input_shape, set_tensor_address, execute_async_v3
+context = engine.create_execution_context()
+# then set_input_shape and set_tensor_address of each tensor, and execute_async_v3
 """
 
 
@@ -115,6 +116,9 @@ class TensorRT(Target):
     def build(self, model: Model, folder: Path, context: BuildContext) -> Engine:
         from optimc.targets.tensorrt_build import Console, build_plan
 
+        missing = self.unavailable()
+        if missing is not None:
+            raise UnavailableError(missing.reason, fix=missing.remedy)
         assert isinstance(model, OnnxModel)
         check_exchange(model.signature, EXCHANGED, NAME)
         path = model.path

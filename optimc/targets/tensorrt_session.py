@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from optimc.core.errors import CellError, InputError
@@ -142,7 +143,7 @@ class TensorRTBound:
             events[3].record(stream)
             stream.synchronize()
             del kept  # until here the copies were writing into them
-            spans = [b.milliseconds_since(a) for a, b in zip(events, events[1:], strict=False)]
+            spans = [b.milliseconds_since(a) for a, b in pairwise(events)]
         finally:
             for event in events:
                 event.close()
@@ -156,8 +157,10 @@ class TensorRTBound:
 
     def close(self) -> None:
         """Gives the GPU's memory back."""
-        for buffer in (*self._buffers.values(), *self._outputs.values()):
+        for buffer in self._buffers.values():
             buffer.close()
+        for output in self._outputs.values():
+            output.close()
 
     def __del__(self) -> None:
         # Binding anew drops the bound before: its memory is the GPU's, and no collector's.

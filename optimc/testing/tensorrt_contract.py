@@ -43,7 +43,7 @@ class EngineOnPaper:
             "IExecutionContext.set_tensor_address": self._set_address,
             "IExecutionContext.set_output_allocator": self._set_allocator,
             "IExecutionContext.execute_async_v3": self._execute,
-            "EngineInspector.get_engine_information": lambda format: json.dumps(
+            "EngineInspector.get_engine_information": lambda kind: json.dumps(
                 {"Layers": ["copy"], "Bindings": ["x", "y", "z"]}
             ),
         }
@@ -74,7 +74,7 @@ class EngineOnPaper:
         import numpy as np
 
         source = (ctypes.c_float * (4 * self.rows)).from_address(self.addresses["x"])
-        x = np.frombuffer(source, np.float32).reshape(-1, 4)
+        x = np.ctypeslib.as_array(source).reshape(-1, 4)
         ctypes.memmove(self.addresses["y"], x.ctypes.data, x.nbytes)
         kept = np.ascontiguousarray(x[x[:, 0] > 0])
         allocator = self.allocators["z"]
@@ -236,9 +236,10 @@ def main(bindings: str, stubs: str, major: str, scenario: str) -> int:
     try:
         result = SCENARIOS[scenario](api, cuda)
     except ApiError as error:
-        print(f"refused: {error}", file=sys.stderr)
+        sys.stderr.write(f"refused: {error}\n")
         return 1
-    print(json.dumps({"version": real.__version__, "used": sorted(set(api.used)), **result}))
+    answer = {"version": real.__version__, "used": sorted(set(api.used)), **result}
+    sys.stdout.write(json.dumps(answer) + "\n")
     return 0
 
 

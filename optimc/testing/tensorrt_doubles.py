@@ -203,7 +203,7 @@ class _DoubleModule(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         api = self._api
-        real = getattr(api.real, name, ABSENT)
+        real: Any = getattr(api.real, name, ABSENT)
         if real is ABSENT:
             raise ApiError(f"tensorrt {api.real.__version__} has no {name}")
         if name in CONSTRUCTED:
@@ -212,7 +212,8 @@ class _DoubleModule(ModuleType):
 
     def _constructor(self, name: str, real: type) -> Callable[..., Double]:
         def construct(*args: Any, **kwargs: Any) -> Double:
-            self._api.call(real, "__init__", real.__init__.__doc__, args, kwargs)
+            doc = inspect.getattr_static(real, "__init__").__doc__
+            self._api.call(real, "__init__", doc, args, kwargs)
             return Double(self._api, real)
 
         return construct
@@ -236,7 +237,7 @@ def _checked_enum(api: Api, real: Any) -> Any:
 def _checked_base(api: Api, real: type) -> type:
     """A class derived from `real` whose own derived classes may define TensorRT's hooks alone."""
 
-    class Base(real):  # type: ignore[misc, valid-type]
+    class Base(real):  # type: ignore[misc]
         def __init_subclass__(cls) -> None:
             for name, function in vars(cls).items():
                 if not name.startswith("_") and callable(function):

@@ -1,4 +1,4 @@
-"""optimc's TensorRT code against the real bindings of three versions, without libraries or a GPU."""
+"""The TensorRT code against the real bindings of three versions, without libraries or a GPU."""
 
 from __future__ import annotations
 
@@ -81,8 +81,10 @@ def test_a_refusal_of_the_parser_names_the_node_and_what_helps(bindings: Run) ->
 
 def test_a_session_moves_the_right_bytes_and_leaks_none(bindings: Run) -> None:
     result = passed(bindings("session"))
-    assert result["y2"] and result["y5"]
-    assert result["z2"] and result["z5"], "the output whose size is known after the run"
+    assert result["y2"]
+    assert result["y5"]
+    assert result["z2"], "the output whose size is known after the run"
+    assert result["z5"]
     assert result["times"] == [0.25, 0.25, 0.25]
     assert result["layers"] == ["copy"]
     assert result["leaked"] == 0
