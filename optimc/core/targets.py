@@ -322,6 +322,8 @@ class Target(BaseModel, ABC):
     """The extra that installs the runtime, None for the core."""
     reads_dims: ClassVar[bool] = False
     """Whether engines are built for certain sizes of the dynamic dims."""
+    defers: ClassVar[bool] = False
+    """Whether a build that cannot be done here leaves a kit, see `defer`."""
 
     @classmethod
     @abstractmethod
@@ -356,6 +358,13 @@ class Target(BaseModel, ABC):
         Runs in a worker process. Raises CellError where the runtime refuses the model or does not
         take the precision that was asked for.
         """
+
+    def defer(self, model: Model, folder: Path, context: BuildContext) -> None:
+        """Writes into `folder`, beside ``model/model.onnx``, what builds the engine elsewhere.
+
+        It has to work without optimc. Only for targets that `defers`.
+        """
+        raise NotImplementedError(f"{self.runtime} does not defer builds")
 
     @classmethod
     @abstractmethod

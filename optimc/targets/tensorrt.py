@@ -77,6 +77,7 @@ class TensorRT(Target):
     tools: ClassVar[tuple[str, ...]] = ("tensorrt",)
     extra: ClassVar[str | None] = "tensorrt"
     reads_dims: ClassVar[bool] = True
+    defers: ClassVar[bool] = True
 
     @classmethod
     def unavailable(cls) -> Unavailability | None:
@@ -138,6 +139,12 @@ class TensorRT(Target):
             deterministic=False,
             notes=tuple(context.notes),
         )
+
+    def defer(self, model: Model, folder: Path, context: BuildContext) -> None:
+        from optimc.targets.tensorrt_kit import write_scripts
+
+        check_exchange(model.signature, EXCHANGED, NAME)
+        write_scripts(folder, self.plan_options(model.signature, context.dims))
 
     def plan_options(self, signature: Signature, dims: Mapping[str, DimSizes]) -> PlanOptions:
         """What the builder is told for a model, with the recipe's sizes of its dims."""

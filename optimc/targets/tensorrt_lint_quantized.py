@@ -150,6 +150,8 @@ def _tiny(node: ir.Node, setting: Setting) -> str | None:
 def _before_add(node: ir.Node, setting: Setting) -> str | None:
     if node.op_type != "Add" or any(_by_convolution(value) for value in node.inputs):
         return None
+    if node.inputs[0] is node.inputs[1]:
+        return None  # no kernel takes in the sum of a value with itself
     for index in (0, 1):
         dequantize = _dequantizer(node, index)
         source = _origin(dequantize) if dequantize is not None else None
