@@ -108,11 +108,13 @@ def run(trt: Any, engine: Any, gpu: Gpu, feeds: dict[str, Any], outputs: dict[st
     for name, array in feeds.items():
         context.set_input_shape(name, tuple(array.shape))
         if engine.get_tensor_location(name) == trt.TensorLocation.HOST:
+            context.set_tensor_address(name, array.ctypes.data)
             continue
         address = gpu.room(array.nbytes)
         gpu.call(
             "cudaMemcpyAsync",
             address,
+            array.ctypes.data,
             array.nbytes,
             kinds.cudaMemcpyHostToDevice,
             stream,
@@ -126,6 +128,7 @@ def run(trt: Any, engine: Any, gpu: Gpu, feeds: dict[str, Any], outputs: dict[st
     for name, array in outputs.items():
         gpu.call(
             "cudaMemcpyAsync",
+            array.ctypes.data,
             places[name],
             array.nbytes,
             kinds.cudaMemcpyDeviceToHost,

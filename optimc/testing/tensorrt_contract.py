@@ -30,6 +30,8 @@ class EngineOnPaper:
         self.addresses: dict[str, int] = {}
         self.allocators: dict[str, Any] = {}
         self.rows = 0
+        self.known_size = False
+        """Whether whoever runs it has made room for `z` by itself."""
         self.answers: dict[str, Any] = {
             "ICudaEngine.num_io_tensors": 3,
             "ICudaEngine.num_optimization_profiles": 2,
@@ -77,6 +79,9 @@ class EngineOnPaper:
         x = np.ctypeslib.as_array(source).reshape(-1, 4)
         ctypes.memmove(self.addresses["y"], x.ctypes.data, x.nbytes)
         kept = np.ascontiguousarray(x[x[:, 0] > 0])
+        if self.known_size:
+            ctypes.memmove(self.addresses["z"], kept.ctypes.data, kept.nbytes)
+            return True
         allocator = self.allocators["z"]
         room = allocator.reallocate_output_async("z", 0, kept.nbytes, 256, stream_handle)
         ctypes.memmove(room, kept.ctypes.data, kept.nbytes)
@@ -191,6 +196,46 @@ def session(api: Api, cuda: HostCuda) -> dict[str, Any]:
     return results
 
 
+def script(api: Api, cuda: HostCuda) -> dict[str, Any]:
+    """A kit's own script, as far as the plan: against the same classes."""
+    import tensorrt
+
+    from optimc.targets import tensorrt_kit_script
+
+    api.answers = {"IPluginRegistry.load_library": "handle"}
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = every_option(Path(folder))
+    options = {
+        "profiles": [{name: list(s) for name, s in one.items()} for one in chosen.profiles],
+        "optimization_level": chosen.optimization_level,
+        "workspace_mb": chosen.workspace_mb,
+        "flags": sorted(chosen.flags),
+        "hardware_compatibility": chosen.hardware_compatibility,
+        "plugins": [str(path) for path in chosen.plugins],
+    }
+    plan = tensorrt_kit_script.build(tensorrt, tensorrt.Logger(), options)
+    return {"engine": bytes(plan).decode(), "run": _script_run(api, cuda)}
+
+
+def _script_run(api: Api, cuda: HostCuda) -> bool:
+    """Whether the script's run gives the engine's outputs, and all memory back."""
+    import numpy as np
+    import tensorrt
+
+    from optimc.targets import tensorrt_kit_script
+
+    paper = EngineOnPaper(api.real)
+    paper.known_size = True
+    api.answers = paper.answers
+    gpu = tensorrt_kit_script.Gpu()
+    engine = tensorrt.Runtime(tensorrt.Logger()).deserialize_cuda_engine(b"plan")
+    x = np.arange(20, dtype=np.float32).reshape(5, 4) - 3
+    found = {"y": np.zeros_like(x), "z": np.zeros_like(x[x[:, 0] > 0])}
+    tensorrt_kit_script.run(tensorrt, engine, gpu, {"x": x}, found)
+    same = np.array_equal(found["y"], x) and np.array_equal(found["z"], x[x[:, 0] > 0])
+    return bool(same) and cuda.leaked == 0
+
+
 def missing_name(api: Api, cuda: HostCuda) -> dict[str, Any]:
     """A planted wrong name: has to fail."""
     import tensorrt
@@ -220,8 +265,15 @@ def wrong_keyword(api: Api, cuda: HostCuda) -> dict[str, Any]:
 
 SCENARIOS: dict[str, Callable[[Api, HostCuda], dict[str, Any]]] = {
     scenario.__name__: scenario
-    for scenario in (build, refuse, session, missing_name, removed_flag, wrong_keyword)
+    for scenario in (build, refuse, script, session, missing_name, removed_flag, wrong_keyword)
 }
+
+
+def real_script(kit: Path) -> None:
+    """Runs a kit's own script with the real module: it ends at the call that needs a GPU."""
+    import runpy
+
+    runpy.run_path(str(kit / "build_engine.py"), run_name="__main__")
 
 
 def main(bindings: str, stubs: str, major: str, scenario: str) -> int:
@@ -229,6 +281,9 @@ def main(bindings: str, stubs: str, major: str, scenario: str) -> int:
     import cuda.bindings.runtime as real_cuda
 
     real = load(Path(bindings), Path(stubs), major)
+    if scenario.endswith("build_engine.py"):
+        sys.modules["tensorrt"] = real
+        real_script(Path(scenario).parent)
     api, cuda = Api(real), HostCuda(real_cuda)
     sys.modules["tensorrt"] = api.module()
     sys.modules["cuda.bindings.runtime"] = cuda

@@ -7,10 +7,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from optimc.targets.tensorrt_build import PlanOptions
+from optimc.targets.tensorrt_kit import write_scripts
 from optimc.testing.tensorrt_bindings import WHEELS, Wheel, compile_stubs, fetch
 
 pytestmark = pytest.mark.slow
@@ -88,6 +91,22 @@ def test_a_session_moves_the_right_bytes_and_leaks_none(bindings: Run) -> None:
     assert result["times"] == [0.25, 0.25, 0.25]
     assert result["layers"] == ["copy"]
     assert result["leaked"] == 0
+
+
+def test_a_kits_own_script_uses_what_is_there_and_moves_the_right_bytes(bindings: Run) -> None:
+    result = passed(bindings("script"))
+    assert result["engine"] == "serialized"
+    assert result["run"]
+
+
+def test_a_kits_own_script_ends_at_the_call_that_needs_a_gpu(bindings: Run, tmp_path: Path) -> None:
+    options = PlanOptions(profiles=({"image": ((1, 3), (1, 3), (4, 3))},))
+    (tmp_path / "kit.json").write_text("{}")
+    write_scripts(tmp_path, options)
+    done = bindings(str(tmp_path / "build_engine.py"))
+    assert done.returncode == 3
+    assert "tensorrt.Builder refused" in done.stderr
+    assert "needs an NVIDIA GPU" in done.stderr
 
 
 @pytest.mark.parametrize(
