@@ -7,7 +7,7 @@ together with its neighbours in `_quantize_select`. Imports onnx_ir.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -161,17 +161,32 @@ def _take_weight(unit: Unit, spec: QuantizationSpec) -> str | None:
         return None
     array = constant(inputs[rule.weight])
     if array is None:
-        return None if rule.dynamic_weight else "its weight is not a constant"
+        if not rule.dynamic_weight:
+            return "its weight is not a constant"
+        return _too_small(_known_sides(inputs[rule.weight]), rule)
     if array.dtype != np.float32:
         return f"its weight is {array.dtype}, not float32"
     if not np.isfinite(array).all():
         return "its weight holds infinities or NaNs"
     if unit.node.op_type in ("Gemm", "MatMul"):
-        least = min(array.shape[-2:]) if array.ndim >= 2 else 1
-        if least < rule.least_size:
-            return f"its weight has a side of {least}; under {rule.least_size} INT8 does not pay"
+        reason = _too_small(array.shape[-2:] if array.ndim >= 2 else [1], rule)
+        if reason is not None:
+            return reason
     unit.weight = rule.weight
     return _take_bias(unit, spec)
+
+
+def _known_sides(value: ir.Value | None) -> list[int]:
+    """K and N of a matrix, as far as they are fixed."""
+    shape = value.shape if value is not None else None
+    return [] if shape is None else [dim for dim in shape[-2:] if isinstance(dim, int)]
+
+
+def _too_small(sides: Sequence[int], rule: OperatorRule) -> str | None:
+    least = min(sides, default=rule.least_size)
+    if least < rule.least_size:
+        return f"its weight has a side of {least}; under {rule.least_size} INT8 does not pay"
+    return None
 
 
 def _take_bias(unit: Unit, spec: QuantizationSpec) -> str | None:

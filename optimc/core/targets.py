@@ -282,6 +282,15 @@ class Engine:
         return Signature.from_json(self.manifest["signature"])
 
 
+@dataclass(frozen=True, slots=True)
+class DimSizes:
+    """The sizes of a dynamic dim that an engine has to take."""
+
+    min: int
+    typical: int
+    max: int
+
+
 @dataclass
 class BuildContext:
     """What a target may use while it legalizes and builds."""
@@ -289,6 +298,8 @@ class BuildContext:
     workspace: Path
     """An empty folder for temporary files."""
     seed: int = 0
+    dims: Mapping[str, DimSizes] = field(default_factory=dict)
+    """The recipe's sizes of the dynamic dims, where the target `reads_dims`."""
     notes: list[str] = field(default_factory=list)
     """Lines for the report."""
 
@@ -309,6 +320,10 @@ class Target(BaseModel, ABC):
     """Distributions whose version decides the engine, for the cache key and the lock."""
     extra: ClassVar[str | None] = None
     """The extra that installs the runtime, None for the core."""
+    reads_dims: ClassVar[bool] = False
+    """Whether engines are built for certain sizes of the dynamic dims."""
+    defers: ClassVar[bool] = False
+    """Whether a build that cannot be done here leaves a kit, see `defer`."""
 
     @classmethod
     @abstractmethod
@@ -343,6 +358,13 @@ class Target(BaseModel, ABC):
         Runs in a worker process. Raises CellError where the runtime refuses the model or does not
         take the precision that was asked for.
         """
+
+    def defer(self, model: Model, folder: Path, context: BuildContext) -> None:
+        """Writes into `folder`, beside ``model/model.onnx``, what builds the engine elsewhere.
+
+        It has to work without optimc. Only for targets that `defers`.
+        """
+        raise NotImplementedError(f"{self.runtime} does not defer builds")
 
     @classmethod
     @abstractmethod

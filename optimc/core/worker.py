@@ -18,6 +18,7 @@ import tempfile
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing.connection import Connection, Pipe
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -32,6 +33,8 @@ from optimc.core.errors import (
 )
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -180,7 +183,7 @@ class Worker:
         memory = self.limits.memory_mb
         arguments = [str(theirs.fileno()), str(int(memory * 1e6) if memory else 0)]
         arguments += self.limits.libraries
-        return subprocess.Popen(
+        return _popen(
             [sys.executable, "-P", "-m", "optimc.core.worker_main", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
@@ -268,6 +271,34 @@ class Worker:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _popen(arguments: list[str], **options: Any) -> subprocess.Popen[bytes]:
+    """A process, started by a thread that lives as long as this process does.
+
+    The kernel ends a worker with the *thread* that started it, see `worker_main`: one of a pool
+    would take along, when the pool ends, a worker that others still use.
+    """
+    future = _starter().submit(subprocess.Popen, arguments, **options)
+    try:
+        return future.result()
+    except BaseException:
+        # Ctrl-C while the process starts: nobody has a handle on it.
+        future.add_done_callback(_kill_started)
+        raise
+
+
+@cache
+def _starter() -> ThreadPoolExecutor:
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor(1, thread_name_prefix="optimc-starter")
+
+
+def _kill_started(future: Future[subprocess.Popen[bytes]]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        future.result().kill()
+        future.result().wait()
 
 
 def _clean(

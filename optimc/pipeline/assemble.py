@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimc.core.targets import Engine
@@ -41,6 +42,8 @@ class CellResult:
     load_ms: float | str = "not measured"
     peak_memory_mb: float | str = "not measured"
     unverified: list[str] = field(default_factory=list)
+    kit: Path | None = None
+    """What finishes a deferred cell where its target can be built."""
 
     def fail(self, reason: str) -> None:
         """The first failure is the one that is told."""

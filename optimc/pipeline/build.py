@@ -22,6 +22,7 @@ from optimc.pipeline.evaluation import check_metrics
 from optimc.pipeline.ingest import read_source
 from optimc.pipeline.ingest_torch import with_known
 from optimc.pipeline.inner_values import InnerValues
+from optimc.pipeline.kits import prepare_kit
 from optimc.pipeline.legalization import legalize_cells
 from optimc.pipeline.lock import lock_path, read_lock, refuse_differences
 from optimc.pipeline.manager import PassInputs, PassManager, PassOutcome
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from optimc.pipeline.engines import EngineProof
     from optimc.pipeline.recipe.schema import Recipe
     from optimc.report.schema import Report
+    from optimc.report.values import Status
 
 _CALIBRATION_PROBES = 32
 DEFAULT_MEMORY_SHARE = 0.8
@@ -146,8 +148,10 @@ class Build:
         self.results = {cell.name: CellResult(cell) for cell in self.plan.cells}
         for name, error in self.plan.unavailable.items():
             result = self.results[name]
-            optional = result.cell.target.optional
-            result.status = "skipped" if optional else "failed"
+            # Who names the target on the command line asks for it, optional or not.
+            optional = result.cell.target.optional and self.options.target is None
+            left: Status = "deferred" if result.cell.target.defers else "skipped"
+            result.status = left if optional else "failed"
             result.reason = _reason(error, name)
         probes = self._probes()
         skip = "verification is off" if self.options.verify == "off" else None
@@ -162,14 +166,17 @@ class Build:
             )
             self.observer.on_stage("building and verifying engines")
             self.engines = EngineBuilder(
-                self.cache, self.limits, self.workspace, self.recipe.seed, inner
+                self.cache, self.limits, self.workspace, self.recipe.seed, inner, self.data.sizes
             )
+            built = {name: m for name, m in models.items() if name not in self.plan.unavailable}
             run_side_by_side(
-                models.items(),
+                built.items(),
                 lambda item: self._build_engine(
                     self.results[item[0]], item[1], engine_oracle, skip
                 ),
             )
+            for name in models.keys() - built.keys():
+                prepare_kit(self, self.results[name], models[name], engine_oracle)
             self.legalized = legalize_cells(self, models, engine_oracle, skip)
 
     def _probes(self) -> ProbeSource:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from optimc.core.targets import DimSizes
 from optimc.pipeline.inputs import check_cases, check_signature, resolved_dims
 
 if TYPE_CHECKING:
@@ -30,6 +31,11 @@ class BuildData:
     """Whether calibration runs on seeded inputs because the recipe names no data for it."""
     feed: int
     """Samples in one feed where the model fixes it, else 1."""
+
+    @property
+    def sizes(self) -> dict[str, DimSizes]:
+        """Of each dim what a target may read."""
+        return {name: DimSizes(d.min, d.typical, d.max) for name, d in self.dims.items()}
 
     @property
     def calibration(self) -> Dataset:

@@ -13,7 +13,7 @@ from optimc.core.cpu import cpu_features
 from optimc.core.digest import digest_of
 from optimc.core.errors import CellError
 from optimc.core.model import OnnxModel, load_model
-from optimc.core.targets import BuildContext, Engine, Target
+from optimc.core.targets import BuildContext, DimSizes, Engine, Target
 from optimc.core.worker import Limits
 from optimc.pipeline.cache import Cache
 from optimc.pipeline.compare import compare_on_data, compare_outputs
@@ -61,6 +61,7 @@ class EngineBuilder:
     workspace: Path
     seed: int
     inner: InnerValues
+    dims: Mapping[str, DimSizes]
     builds: int = 0
 
     def build(self, name: str, target: Target, model: OnnxModel) -> Engine:
@@ -73,6 +74,7 @@ class EngineBuilder:
             [target.model_dump(mode="json", exclude={"optional"}), self.seed],
             [compiler_digest(), source_digest(type(target)), tool_versions(target.tools)],
             sorted(cpu_features()),
+            {name: asdict(sizes) for name, sizes in self._dims(target).items()},
         )
         entry = self.cache.get("engine", key)
         if entry is None:
@@ -85,8 +87,18 @@ class EngineBuilder:
             stored = Path(folder) / "model"
             model.save(stored)
             build_engine(
-                target, stored, out, name=f"building {name}", limits=self.limits, seed=self.seed
+                target,
+                stored,
+                out,
+                name=f"building {name}",
+                limits=self.limits,
+                seed=self.seed,
+                dims=self._dims(target),
             )
+
+    def _dims(self, target: Target) -> Mapping[str, DimSizes]:
+        """The sizes that the target reads."""
+        return self.dims if target.reads_dims else {}
 
     def legalized(self, target: Target, model: OnnxModel) -> tuple[OnnxModel, str] | None:
         """The model with what only the target's runtime knows, and what that is, in words.

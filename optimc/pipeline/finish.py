@@ -242,6 +242,9 @@ def write_artifacts(build: Build) -> None:
                 result.engine.folder, place, ignore=shutil.ignore_patterns("entry.json")
             )
             _check_delivered(result.engine, place)
+        for result in build.results.values():
+            if result.kit is not None:
+                shutil.copytree(result.kit, folder / result.cell.variant / result.cell.target_name)
 
 
 def _check_delivered(engine: Engine, place: Path) -> None:

@@ -67,7 +67,7 @@ class Plan:
     root: Step
     cells: tuple[Cell, ...]
     unavailable: Mapping[str, OptimcError]
-    """By cell name: why it is not in the tree."""
+    """By cell name: why it cannot be built here; in the tree are those that leave a kit."""
 
     def explain(self) -> str:
         """The tree as text, one line a step: what `optimc check --explain` prints."""
@@ -107,10 +107,11 @@ def make_plan(recipe: Recipe, *, variant: str | None = None, target: str | None 
         passes = recipe.variants[variant_name].passes
         cell = Cell(variant_name, target_name, recipe.targets[target_name])
         cells.append(cell)
-        error = _availability(cell) or _quantizable(cell, passes)
+        missing, unfit = _availability(cell), _quantizable(cell, passes)
+        error = missing or unfit
         if error is not None:
             unavailable[cell.name] = error
-        else:
+        if unfit is None and (missing is None or cell.target.defers):
             _place(root, cell, passes)
     if not cells:
         raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from optimc.core.targets import Arrays, Engine, Target
+    from optimc.core.targets import Arrays, DimSizes, Engine, Target
 
 ENVIRONMENT = {
     # Thread pools of numpy's BLAS and of OpenMP would stand beside the runtime's own.
@@ -32,6 +33,7 @@ def build_engine(
     name: str,
     limits: Limits | None = None,
     seed: int = 0,
+    dims: Mapping[str, DimSizes] | None = None,
 ) -> Engine:
     """Builds the stored model in `model_folder` into the empty `folder`, in a worker.
 
@@ -48,6 +50,7 @@ def build_engine(
             model_folder=str(model_folder),
             out_folder=str(folder),
             seed=seed,
+            dims={name: asdict(sizes) for name, sizes in (dims or {}).items()},
         )
     return Engine.read(folder)
 

@@ -17,7 +17,7 @@ from optimc.core.errors import CellError, InputError
 from optimc.core.memory import give_back, memory_use
 from optimc.core.model import load_model
 from optimc.core.registry import target_class
-from optimc.core.targets import BuildContext, Engine
+from optimc.core.targets import BuildContext, DimSizes, Engine
 from optimc.targets.layers import summary
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class BuildService:
         model_folder: str,
         out_folder: str,
         seed: int = 0,
+        dims: dict[str, dict[str, int]] | None = None,
     ) -> Answer:
         """The manifest of the engine that the target `runtime` with `options` (plain data) makes.
 
@@ -50,7 +51,8 @@ class BuildService:
         out = Path(out_folder)
         try:
             with tempfile.TemporaryDirectory() as workspace:
-                context = BuildContext(workspace=Path(workspace), seed=seed)
+                sizes = {name: DimSizes(**dim) for name, dim in (dims or {}).items()}
+                context = BuildContext(workspace=Path(workspace), seed=seed, dims=sizes)
                 engine = target.build(load_model(Path(model_folder)), out, context)
         except OSError as error:
             raise _unwritable(out, error.strerror or str(error)) from error

@@ -1,13 +1,48 @@
-"""TensorRT on NVIDIA GPUs: the data that passes place for is here, building is not."""
+"""TensorRT 10.12 and newer on NVIDIA GPUs: the artifact is a serialized engine, a plan.
+
+Networks are strongly typed: the precision is the graph's, from `float16` and from the Q and DQ that
+`quantize_int8` places by this target's specification. Plans are not bit-identical between builds.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from optimc.core.errors import UnavailableError
-from optimc.core.model import Model
+from pydantic import Field
+
+from optimc.core.errors import CellError, UnavailableError
+from optimc.core.model import Model, OnnxModel
 from optimc.core.targets import BuildContext, Engine, Session, Target, TargetSpec, Unavailability
+from optimc.targets.artifacts import feeds_as_text, place_onnx, session_settings
+from optimc.targets.feeds import check_exchange
+
+if TYPE_CHECKING:
+    from optimc.core.model import Signature, TensorSpec
+    from optimc.core.targets import DimSizes
+    from optimc.targets.tensorrt_build import PlanOptions, Shapes
+
+NAME = "TensorRT"
+PLAN = "model.plan"
+LEAST_VERSION = (10, 12)
+EXCHANGED = frozenset({"float32", "float16", "int8", "uint8", "int32", "int64", "bool"})
+"""Types of inputs and outputs that both numpy and TensorRT have."""
+
+_LIBRARIES_FIX = (
+    "pip install 'optimc[tensorrt]' on a machine with an NVIDIA GPU (its libraries come from "
+    "NVIDIA's package index), or set `optional: true` on this target"
+)
+_LOAD = """\
+import tensorrt
+# feeds = {feeds}
+runtime = tensorrt.Runtime(tensorrt.Logger())
+engine = runtime.deserialize_cuda_engine(open({main!r}, "rb").read())
+context = engine.create_execution_context()
+# then set_input_shape and set_tensor_address of each tensor, and execute_async_v3
+"""
 
 
 class TensorRT(Target):
@@ -15,18 +50,55 @@ class TensorRT(Target):
 
     runtime: Literal["tensorrt"] = "tensorrt"
     """The runtime's name in recipes."""
+    profiles: list[dict[str, tuple[int, int, int]]] = Field(default=[])
+    """Optimization profiles: of each dim its least, usual and greatest size. Without any there is
+    one, of the recipe's `dims`; a dim that a profile leaves out is the recipe's, too."""
+    optimization_level: Annotated[int, Field(ge=0, le=5)] = 3
+    """How long the builder searches, 0 to 5. At 0 it uses no timing cache."""
+    workspace_mb: Annotated[int, Field(ge=1)] | None = None
+    """Scratch memory that kernels may take, in MB; all of the GPU's where it is left out."""
+    tf32: bool = False
+    """Whether float32 layers may compute with 10 bits of mantissa."""
+    sparse_weights: bool = False
+    """Whether kernels for 2:4 sparse weights are tried. Needs weights pruned to that pattern."""
+    version_compatible: bool = False
+    """Whether later minor versions of TensorRT may load the plan."""
+    hardware_compatibility: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
+    """Which other GPUs may run the plan."""
+    refit: bool = False
+    """Whether weights can be exchanged in the plan later."""
+    strip_plan: bool = False
+    """Whether the plan leaves out the weights, to be refitted from the ONNX model."""
+    plugins: list[Path] = Field(default=[])
+    """Plugin libraries, loaded when the engine is built and when it is opened."""
+    device: Annotated[int, Field(ge=0)] = 0
+    """The number of the GPU."""
 
     tools: ClassVar[tuple[str, ...]] = ("tensorrt",)
     extra: ClassVar[str | None] = "tensorrt"
+    reads_dims: ClassVar[bool] = True
+    defers: ClassVar[bool] = True
 
     @classmethod
     def unavailable(cls) -> Unavailability | None:
-        return Unavailability(
-            "this version of optimc does not build TensorRT engines: they need an NVIDIA GPU and "
-            "the extra `tensorrt`, whose libraries come from NVIDIA's own package index, and "
-            "a kit to finish elsewhere is not written either",
-            "set `optional: true` on this target, or leave it out of the recipe",
-        )
+        missing = [m for m in ("tensorrt", "cuda") if importlib.util.find_spec(m) is None]
+        if missing:
+            return Unavailability(f"{NAME} is not installed (extra `{cls.extra}`)", _LIBRARIES_FIX)
+        try:
+            found = version("tensorrt")
+        except PackageNotFoundError:
+            found = "0.0"
+        if tuple(int(part) for part in found.split(".")[:2]) < LEAST_VERSION:
+            least = ".".join(map(str, LEAST_VERSION))
+            return Unavailability(
+                f"{NAME} {found} is installed, optimc takes {least} and newer",
+                f"pip install 'tensorrt>={least}'",
+            )
+        return _no_gpu()
+
+    @classmethod
+    def preload(cls) -> None:
+        import tensorrt  # noqa: F401
 
     def spec(self) -> TargetSpec:
         from optimc.targets.quantization_specs import tensorrt
@@ -43,17 +115,105 @@ class TensorRT(Target):
         )
 
     def build(self, model: Model, folder: Path, context: BuildContext) -> Engine:
-        raise self._unavailable()
+        from optimc.targets.tensorrt_build import Console, build_plan
+
+        missing = self.unavailable()
+        if missing is not None:
+            raise UnavailableError(missing.reason, fix=missing.remedy)
+        assert isinstance(model, OnnxModel)
+        check_exchange(model.signature, EXCHANGED, NAME)
+        path = model.path
+        if path is None:
+            path = context.workspace / "model.onnx"
+            place_onnx(model, path)
+        plan = build_plan(path, self.plan_options(model.signature, context.dims), Console())
+        (folder / PLAN).write_bytes(plan.engine)
+        return Engine.describe(
+            folder,
+            runtime=self.runtime,
+            main=PLAN,
+            model=model,
+            session={"device": self.device, "plugins": [str(path) for path in self.plugins]},
+            load=_LOAD.format(feeds=feeds_as_text(model.signature.inputs), main=PLAN),
+            versions={"tensorrt": version("tensorrt")},
+            deterministic=False,
+            notes=tuple(context.notes),
+        )
+
+    def defer(self, model: Model, folder: Path, context: BuildContext) -> None:
+        from optimc.targets.tensorrt_kit import write_scripts
+
+        check_exchange(model.signature, EXCHANGED, NAME)
+        write_scripts(folder, self.plan_options(model.signature, context.dims))
+
+    def plan_options(self, signature: Signature, dims: Mapping[str, DimSizes]) -> PlanOptions:
+        """What the builder is told for a model, with the recipe's sizes of its dims."""
+        from optimc.targets.tensorrt_build import PlanOptions
+
+        flags = {
+            "TF32": self.tf32,
+            "SPARSE_WEIGHTS": self.sparse_weights,
+            "VERSION_COMPATIBLE": self.version_compatible,
+            "REFIT": self.refit,
+            "STRIP_PLAN": self.strip_plan,
+        }
+        return PlanOptions(
+            profiles=tuple(shapes for shapes in self._profiles(signature.inputs, dims) if shapes),
+            optimization_level=self.optimization_level,
+            workspace_mb=self.workspace_mb,
+            flags=frozenset(name for name, on in flags.items() if on),
+            hardware_compatibility=self.hardware_compatibility.upper(),
+            plugins=tuple(self.plugins),
+        )
+
+    def _profiles(
+        self, inputs: tuple[TensorSpec, ...], dims: Mapping[str, DimSizes]
+    ) -> list[Shapes]:
+        """The shapes of each dynamic input, by profile."""
+        known = {name: (sizes.min, sizes.typical, sizes.max) for name, sizes in dims.items()}
+        return [
+            {
+                spec.name: _shapes(spec, {**known, **profile})
+                for spec in inputs
+                if spec.shape and any(isinstance(dim, str) for dim in spec.shape)
+            }
+            for profile in self.profiles or [{}]
+        ]
 
     @classmethod
     def open(cls, engine: Engine, **overrides: Any) -> Session:
-        raise cls._unavailable()
+        from optimc.targets.tensorrt_session import TensorRTSession
 
-    @classmethod
-    def _unavailable(cls) -> UnavailableError:
-        why = cls.unavailable()
-        assert why is not None
-        return UnavailableError(why.reason, fix=why.remedy)
+        return TensorRTSession(engine, session_settings(engine, overrides))
+
+
+def _shapes(
+    spec: TensorSpec, sizes: Mapping[str, tuple[int, int, int]]
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """The least, usual and greatest shape of one input."""
+    assert spec.shape is not None
+    unknown = [dim for dim in spec.shape if isinstance(dim, str) and dim not in sizes]
+    if unknown:
+        raise CellError(
+            f"{NAME} needs the sizes of the dims {', '.join(unknown)} of `{spec.name}`",
+            fix="say them under `dims` in the recipe, or in this target's `profiles`",
+        )
+    picked = [sizes[dim] if isinstance(dim, str) else (dim, dim, dim) for dim in spec.shape]
+    least, usual, greatest = (tuple(triple[i] for triple in picked) for i in range(3))
+    return least, usual, greatest
+
+
+def _no_gpu() -> Unavailability | None:
+    """Why there is no GPU to build for; None where there is one."""
+    from optimc.targets.tensorrt_cuda import call
+
+    try:
+        devices = call("cudaGetDeviceCount")
+    except CellError as error:
+        return Unavailability(f"{NAME} finds no GPU: {error}", _LIBRARIES_FIX)
+    if not devices:
+        return Unavailability(f"{NAME} finds no GPU", _LIBRARIES_FIX)
+    return None
 
 
 TARGET = TensorRT

@@ -1,0 +1,184 @@
+"""Builds the engine of this kit with TensorRT and compares it with what the kit expects.
+
+    python build_engine.py
+
+Needs tensorrt (10.12 or newer), cuda-bindings and numpy, and an NVIDIA GPU; nothing of optimc.
+Writes model.plan. Ends with 0 where the outputs agree, 1 where they do not, 3 where it cannot run.
+"""
+
+# A kit carries a copy of this file: it must import nothing of optimc.
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+LEAST_SQNR_DB = 20.0
+
+
+def stop(what: str, fix: str) -> None:
+    """Ends with a message."""
+    sys.stderr.write(f"error: {what}\n  fix: {fix}\n")
+    raise SystemExit(3)
+
+
+def build(trt: Any, logger: Any, options: dict[str, Any]) -> Any:
+    """The serialized engine."""
+    try:
+        builder = trt.Builder(logger)
+    except (TypeError, RuntimeError) as error:
+        stop(f"tensorrt.Builder refused: {error}", "this call needs an NVIDIA GPU and its driver")
+    for library in options["plugins"]:
+        builder.get_plugin_registry().load_library(library)
+    flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(flags)
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(HERE / "model" / "model.onnx")):
+        error = parser.get_error(0)
+        stop(f"{error.node_name()}: {error.desc()}", "see the log above")
+    config = builder.create_builder_config()
+    config.builder_optimization_level = options["optimization_level"]
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    level = getattr(trt.HardwareCompatibilityLevel, options["hardware_compatibility"])
+    config.hardware_compatibility_level = level
+    if options["workspace_mb"] is not None:
+        size = options["workspace_mb"] * 10**6
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, size)
+    config.clear_flag(trt.BuilderFlag.TF32)
+    for name in options["flags"]:
+        config.set_flag(getattr(trt.BuilderFlag, name))
+    for shapes in options["profiles"]:
+        profile = builder.create_optimization_profile()
+        for name, (least, usual, greatest) in shapes.items():
+            profile.set_shape(name, tuple(least), tuple(usual), tuple(greatest))
+        config.add_optimization_profile(profile)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        stop("the builder gave no engine", "see the log above")
+    return plan
+
+
+class Gpu:
+    """The few functions of the CUDA runtime that a comparison needs."""
+
+    def __init__(self) -> None:
+        from cuda.bindings import runtime
+
+        self.runtime = runtime
+        self.addresses: list[int] = []
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """The function's result."""
+        status, *results = getattr(self.runtime, name)(*arguments)
+        if status != self.runtime.cudaError_t.cudaSuccess:
+            stop(f"{name} failed with {status}", "look at the GPU with nvidia-smi")
+        return results[0] if results else None
+
+    def room(self, size: int) -> int:
+        """The address of new memory."""
+        self.addresses.append(int(self.call("cudaMalloc", max(size, 1))))
+        return self.addresses[-1]
+
+    def free(self) -> None:
+        """Gives all memory back."""
+        for address in self.addresses:
+            self.call("cudaFree", address)
+        self.addresses = []
+
+
+def run(trt: Any, engine: Any, gpu: Gpu, feeds: dict[str, Any], outputs: dict[str, Any]) -> None:
+    """Runs one probe; fills the arrays in `outputs`, whose shapes are the expected ones."""
+    kinds = gpu.runtime.cudaMemcpyKind
+    context = engine.create_execution_context()
+    stream = gpu.call("cudaStreamCreate")
+    for index in range(engine.num_optimization_profiles):
+        dynamic = [name for name in feeds if -1 in engine.get_tensor_shape(name)]
+        bounds = {name: engine.get_tensor_profile_shape(name, index) for name in dynamic}
+        fits = all(
+            low <= size <= high
+            for name, (least, _, greatest) in bounds.items()
+            for low, size, high in zip(least, feeds[name].shape, greatest, strict=True)
+        )
+        if fits:
+            context.set_optimization_profile_async(index, int(stream))
+            break
+    for name, array in feeds.items():
+        context.set_input_shape(name, tuple(array.shape))
+        if engine.get_tensor_location(name) == trt.TensorLocation.HOST:
+            context.set_tensor_address(name, array.ctypes.data)
+            continue
+        address = gpu.room(array.nbytes)
+        gpu.call(
+            "cudaMemcpyAsync",
+            address,
+            array.ctypes.data,
+            array.nbytes,
+            kinds.cudaMemcpyHostToDevice,
+            stream,
+        )
+        context.set_tensor_address(name, address)
+    places = {name: gpu.room(array.nbytes) for name, array in outputs.items()}
+    for name, address in places.items():
+        context.set_tensor_address(name, address)
+    if not context.execute_async_v3(int(stream)):
+        stop("the engine did not run", "see the log above")
+    for name, array in outputs.items():
+        gpu.call(
+            "cudaMemcpyAsync",
+            array.ctypes.data,
+            places[name],
+            array.nbytes,
+            kinds.cudaMemcpyDeviceToHost,
+            stream,
+        )
+    gpu.call("cudaStreamSynchronize", stream)
+    gpu.call("cudaStreamDestroy", stream)
+    gpu.free()
+
+
+def sqnr_db(expected: Any, found: Any) -> float:
+    """10 log10 of the signal's power over the difference's."""
+    import numpy as np
+
+    signal, noise = expected.astype(np.float64), found.astype(np.float64)
+    power, error = float(np.sum(signal**2)), float(np.sum((signal - noise) ** 2))
+    return float("inf") if error == 0 else 10 * float(np.log10(max(power, 1e-300) / error))
+
+
+def main() -> int:
+    """Builds, writes and compares."""
+    try:
+        import numpy as np
+        import tensorrt as trt
+    except ImportError as missing:
+        stop(str(missing), "pip install tensorrt cuda-bindings numpy")
+    kit = json.loads((HERE / "kit.json").read_text(encoding="utf-8"))
+    options = json.loads((HERE / "tensorrt.json").read_text(encoding="utf-8"))
+    logger = trt.Logger(trt.Logger.WARNING)
+    plan = build(trt, logger, options)
+    (HERE / "model.plan").write_bytes(plan)
+    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+    inputs = [name for name, _, _ in kit["signature"]["inputs"]]
+    names = [name for name, _, _ in kit["signature"]["outputs"]]
+    worst, gpu = float("inf"), Gpu()
+    with np.load(HERE / "probes.npz", allow_pickle=False) as probes:
+        count = 1 + max((int(key.split(".")[0]) for key in probes.files), default=-1)
+        for number in range(count):
+            feeds = {
+                n: np.ascontiguousarray(probes[f"{number}.in.{i}"]) for i, n in enumerate(inputs)
+            }
+            expected = {n: probes[f"{number}.out.{i}"] for i, n in enumerate(names)}
+            found = {name: np.zeros_like(array) for name, array in expected.items()}
+            run(trt, engine, gpu, feeds, found)
+            for name, array in expected.items():
+                worst = min(worst, sqnr_db(array, found[name]))
+    text = f"model.plan is built; over {count} probes the least SQNR is {worst:.1f} dB"
+    sys.stdout.write(f"{text}\n")
+    return 0 if worst >= LEAST_SQNR_DB else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,302 @@
+"""Runs optimc's TensorRT code against one version of the real bindings, in a process of its own.
+
+    python -m optimc.testing.tensorrt_contract BINDINGS STUBS MAJOR SCENARIO
+
+Prints what was used, as JSON; ends with a message where a use is not in that version.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from optimc.core.model import Signature, TensorSpec
+from optimc.testing.cuda_doubles import HostCuda
+from optimc.testing.tensorrt_bindings import load
+from optimc.testing.tensorrt_doubles import Api, ApiError, HostMemory
+
+
+class EngineOnPaper:
+    """An engine of one dynamic input `x` [-1, 4], its copy `y`, and `z`: `x` without the rows
+    whose first item is not positive, so that its size is known only after the run."""
+
+    def __init__(self, real: Any) -> None:
+        self.real = real
+        self.addresses: dict[str, int] = {}
+        self.allocators: dict[str, Any] = {}
+        self.rows = 0
+        self.known_size = False
+        """Whether whoever runs it has made room for `z` by itself."""
+        self.answers: dict[str, Any] = {
+            "ICudaEngine.num_io_tensors": 3,
+            "ICudaEngine.num_optimization_profiles": 2,
+            "ICudaEngine.get_tensor_name": lambda index: "xyz"[index],
+            "ICudaEngine.get_tensor_mode": self._mode,
+            "ICudaEngine.get_tensor_shape": lambda name: real.Dims((-1, 4)),
+            "ICudaEngine.get_tensor_location": lambda name: real.TensorLocation.DEVICE,
+            "ICudaEngine.get_tensor_profile_shape": self._profile,
+            "IExecutionContext.set_input_shape": self._set_shape,
+            "IExecutionContext.get_tensor_shape": self._shape,
+            "IExecutionContext.set_tensor_address": self._set_address,
+            "IExecutionContext.set_output_allocator": self._set_allocator,
+            "IExecutionContext.execute_async_v3": self._execute,
+            "EngineInspector.get_engine_information": lambda kind: json.dumps(
+                {"Layers": ["copy"], "Bindings": ["x", "y", "z"]}
+            ),
+        }
+
+    def _mode(self, name: str) -> Any:
+        modes = self.real.TensorIOMode
+        return modes.INPUT if name == "x" else modes.OUTPUT
+
+    def _profile(self, name: str, profile_index: int) -> list[Any]:
+        return [self.real.Dims((rows, 4)) for rows in ((1, 1, 2), (3, 4, 8))[profile_index]]
+
+    def _set_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.rows = shape[0]
+        return True
+
+    def _shape(self, name: str) -> Any:
+        return self.real.Dims((-1 if name == "z" else self.rows, 4))
+
+    def _set_address(self, name: str, memory: int) -> bool:
+        self.addresses[name] = memory
+        return True
+
+    def _set_allocator(self, name: str, output_allocator: Any) -> bool:
+        self.allocators[name] = output_allocator
+        return True
+
+    def _execute(self, stream_handle: int) -> bool:
+        import numpy as np
+
+        source = (ctypes.c_float * (4 * self.rows)).from_address(self.addresses["x"])
+        x = np.ctypeslib.as_array(source).reshape(-1, 4)
+        ctypes.memmove(self.addresses["y"], x.ctypes.data, x.nbytes)
+        kept = np.ascontiguousarray(x[x[:, 0] > 0])
+        if self.known_size:
+            ctypes.memmove(self.addresses["z"], kept.ctypes.data, kept.nbytes)
+            return True
+        allocator = self.allocators["z"]
+        room = allocator.reallocate_output_async("z", 0, kept.nbytes, 256, stream_handle)
+        ctypes.memmove(room, kept.ctypes.data, kept.nbytes)
+        allocator.notify_shape("z", self.real.Dims(kept.shape))
+        return True
+
+
+def build(api: Api, cuda: HostCuda) -> dict[str, Any]:
+    """The builder, with every option set."""
+    from optimc.targets.tensorrt_build import Console, build_plan
+
+    lines: list[str] = []
+    steps: list[str] = []
+
+    def progress(phase: str, step: int, total: int) -> bool:
+        steps.append(f"{phase} {step}/{total}")
+        return True
+
+    def serialize(network: Any, config: Any) -> HostMemory:
+        monitor = api.values["IBuilderConfig.progress_monitor"]
+        monitor.phase_start("tactics", None, 2)
+        monitor.step_complete("tactics", 0)
+        monitor.phase_finish("tactics")
+        return HostMemory(b"plan")
+
+    api.answers = {
+        "Builder.build_serialized_network": serialize,
+        "IPluginRegistry.load_library": "handle",
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "model.onnx"
+        model.write_bytes(b"")
+        console = Console(lambda severity, text: lines.append(f"{severity}: {text}"), progress)
+        plan = build_plan(model, every_option(Path(folder)), console)
+    return {"engine": plan.engine.decode(), "steps": steps, "log": lines}
+
+
+def every_option(folder: Path) -> Any:
+    """Options of which each is set to something else than its default."""
+    from optimc.core.targets import DimSizes
+    from optimc.targets.tensorrt import TensorRT
+
+    target = TensorRT(
+        profiles=[{"batch": (1, 1, 2)}, {"batch": (3, 4, 8)}],
+        optimization_level=4,
+        workspace_mb=512,
+        tf32=True,
+        sparse_weights=True,
+        version_compatible=True,
+        hardware_compatibility="ampere_plus",
+        refit=True,
+        strip_plan=True,
+        plugins=[folder / "plugins.so"],
+    )
+    return target.plan_options(signature(), {"batch": DimSizes(1, 2, 8)})
+
+
+def signature() -> Signature:
+    """The interface of `EngineOnPaper`."""
+    return Signature(
+        (TensorSpec("x", "float32", ("batch", 4)),),
+        (TensorSpec("y", "float32", ("batch", 4)), TensorSpec("z", "float32", ("rows", 4))),
+    )
+
+
+def refuse(api: Api, cuda: HostCuda) -> dict[str, Any]:
+    """The parser's refusal: its message names the node."""
+    from optimc.core.errors import CellError
+    from optimc.targets.tensorrt_build import PlanOptions, build_plan
+
+    api.answers = {
+        "OnnxParser.parse_from_file": False,
+        "OnnxParser.num_errors": 1,
+        "ParserError.node_name": "/head/unique",
+        "ParserError.node_operator": "Unique",
+        "ParserError.desc": "no importer",
+    }
+    try:
+        build_plan(Path("model.onnx"), PlanOptions())
+    except CellError as error:
+        return {"error": str(error)}
+    raise AssertionError("the refusal was lost")
+
+
+def session(api: Api, cuda: HostCuda) -> dict[str, Any]:
+    """The session: profiles, shapes, addresses, an output of unknown size, times, no leak."""
+    import numpy as np
+
+    from optimc.core.targets import Engine
+    from optimc.targets.tensorrt_session import TensorRTSession
+
+    paper = EngineOnPaper(api.real)
+    api.answers = paper.answers
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "model.plan").write_bytes(b"plan")
+        manifest = {"main": "model.plan", "signature": signature().to_json()}
+        engine = Engine(Path(folder), manifest)
+        with TensorRTSession(engine, {"device": 0, "plugins": []}) as opened:
+            for rows in (2, 5):
+                x = np.arange(4 * rows, dtype=np.float32).reshape(rows, 4) - 3
+                bound = opened.bind({"x": x})
+                bound.run()
+                outputs = bound.outputs()
+                results[f"y{rows}"] = bool(np.array_equal(outputs["y"], x))
+                results[f"z{rows}"] = bool(np.array_equal(outputs["z"], x[x[:, 0] > 0]))
+                times = bound.times()
+                results["times"] = [times.copy_in_ms, times.compute_ms, times.copy_out_ms]
+                bound.close()
+            results["layers"] = [layer.name for layer in opened.layers()]
+    results["leaked"] = cuda.leaked
+    return results
+
+
+def script(api: Api, cuda: HostCuda) -> dict[str, Any]:
+    """A kit's own script, as far as the plan: against the same classes."""
+    import tensorrt
+
+    from optimc.targets import tensorrt_kit_script
+
+    api.answers = {"IPluginRegistry.load_library": "handle"}
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = every_option(Path(folder))
+    options = {
+        "profiles": [{name: list(s) for name, s in one.items()} for one in chosen.profiles],
+        "optimization_level": chosen.optimization_level,
+        "workspace_mb": chosen.workspace_mb,
+        "flags": sorted(chosen.flags),
+        "hardware_compatibility": chosen.hardware_compatibility,
+        "plugins": [str(path) for path in chosen.plugins],
+    }
+    plan = tensorrt_kit_script.build(tensorrt, tensorrt.Logger(), options)
+    return {"engine": bytes(plan).decode(), "run": _script_run(api, cuda)}
+
+
+def _script_run(api: Api, cuda: HostCuda) -> bool:
+    """Whether the script's run gives the engine's outputs, and all memory back."""
+    import numpy as np
+    import tensorrt
+
+    from optimc.targets import tensorrt_kit_script
+
+    paper = EngineOnPaper(api.real)
+    paper.known_size = True
+    api.answers = paper.answers
+    gpu = tensorrt_kit_script.Gpu()
+    engine = tensorrt.Runtime(tensorrt.Logger()).deserialize_cuda_engine(b"plan")
+    x = np.arange(20, dtype=np.float32).reshape(5, 4) - 3
+    found = {"y": np.zeros_like(x), "z": np.zeros_like(x[x[:, 0] > 0])}
+    tensorrt_kit_script.run(tensorrt, engine, gpu, {"x": x}, found)
+    same = np.array_equal(found["y"], x) and np.array_equal(found["z"], x[x[:, 0] > 0])
+    return bool(same) and cuda.leaked == 0
+
+
+def missing_name(api: Api, cuda: HostCuda) -> dict[str, Any]:
+    """A planted wrong name: has to fail."""
+    import tensorrt
+
+    builder = tensorrt.Builder(tensorrt.Logger())
+    builder.create_builder_configuration()
+    return {}
+
+
+def removed_flag(api: Api, cuda: HostCuda) -> dict[str, Any]:
+    """A planted flag that 11 took out: has to fail there."""
+    import tensorrt
+
+    config = tensorrt.Builder(tensorrt.Logger()).create_builder_config()
+    config.set_flag(tensorrt.BuilderFlag.FP16)
+    return {}
+
+
+def wrong_keyword(api: Api, cuda: HostCuda) -> dict[str, Any]:
+    """A planted keyword that the method does not have: has to fail."""
+    import tensorrt
+
+    config = tensorrt.Builder(tensorrt.Logger()).create_builder_config()
+    config.set_memory_pool_limit(pool=tensorrt.MemoryPoolType.WORKSPACE, size=1)
+    return {}
+
+
+SCENARIOS: dict[str, Callable[[Api, HostCuda], dict[str, Any]]] = {
+    scenario.__name__: scenario
+    for scenario in (build, refuse, script, session, missing_name, removed_flag, wrong_keyword)
+}
+
+
+def real_script(kit: Path) -> None:
+    """Runs a kit's own script with the real module: it ends at the call that needs a GPU."""
+    import runpy
+
+    runpy.run_path(str(kit / "build_engine.py"), run_name="__main__")
+
+
+def main(bindings: str, stubs: str, major: str, scenario: str) -> int:
+    """Runs one scenario."""
+    import cuda.bindings.runtime as real_cuda
+
+    real = load(Path(bindings), Path(stubs), major)
+    if scenario.endswith("build_engine.py"):
+        sys.modules["tensorrt"] = real
+        real_script(Path(scenario).parent)
+    api, cuda = Api(real), HostCuda(real_cuda)
+    sys.modules["tensorrt"] = api.module()
+    sys.modules["cuda.bindings.runtime"] = cuda
+    sys.modules["cuda.bindings"].runtime = cuda  # type: ignore[attr-defined]
+    try:
+        result = SCENARIOS[scenario](api, cuda)
+    except ApiError as error:
+        sys.stderr.write(f"refused: {error}\n")
+        return 1
+    answer = {"version": real.__version__, "used": sorted(set(api.used)), **result}
+    sys.stdout.write(json.dumps(answer) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
