@@ -38,6 +38,13 @@ Untrusted = Annotated[
     bool, typer.Option("--untrusted", help="Refuse recipes that would run user code.")
 ]
 
+TimeLimit = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(
+        "--time-limit", metavar="SECONDS", min=0.0, help="Stop then with the best so far."
+    ),
+]
+
 
 def command() -> Any:
     """The click command behind the app."""
@@ -294,6 +301,78 @@ def bundle(
     from optimc.cli.bundle import run_bundle
 
     return run_bundle(folder, form=form, cell=cell, name=name, version=version, out=out)
+
+
+@app.command()
+def bisect(
+    recipe: RecipePath,
+    cell: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="VARIANT/TARGET", help="Which cell [default: the only one with passes]."
+        ),
+    ] = None,
+    drop: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            metavar="X",
+            help="Bad is: the first metric drops by more, on tuning data, else on evaluation data.",
+        ),
+    ] = None,
+    max_error: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            metavar="E", min=0.0, help="Bad is: outputs differ by more, relative to their scale."
+        ),
+    ] = None,
+    test_command: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--command",
+            metavar="COMMAND",
+            help="Bad is: COMMAND on the ONNX file ({}) fails. 0 good, 125 cannot say. No shell.",
+        ),
+    ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify/--no-verify", help="Whether passes are rolled back as a build does it."
+        ),
+    ] = True,
+    settings: SetOption = None,
+    untrusted: Untrusted = False,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Neither read nor write the cache.")
+    ] = False,
+    time_limit: TimeLimit = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> int:
+    """Find the pass that is to blame, and the smallest set of its rewrites.
+
+    Searches the passes of one cell by bisection, then the pass's numbered rewrites (the layers,
+    for quantization) by delta debugging. Passes that verification rolls back are named at once;
+    without a criterion, the first of them is taken apart. What was run is in the cache: the same
+    command again is fast.
+
+    Examples: optimc bisect recipe.yaml --cell int8/ort --drop 0.01;
+    optimc bisect recipe.yaml --max-error 1e-3 --no-verify;
+    optimc bisect recipe.yaml --command "python check.py {}"
+    """
+    from optimc.cli.bisect import run_bisect
+
+    return run_bisect(
+        recipe,
+        cell=cell,
+        drop=drop,
+        max_error=max_error,
+        command=test_command,
+        verify=verify,
+        settings=settings or [],
+        untrusted=untrusted,
+        no_cache=no_cache,
+        time_limit=time_limit,
+        json_output=json_output,
+    )
 
 
 cache_app = typer.Typer(

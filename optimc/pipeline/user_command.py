@@ -117,7 +117,7 @@ class UserCommand:
                 ) from error
             finally:
                 _end(process)
-            size = log.tell()
+            size = log.seek(0, os.SEEK_END)
             log.seek(0 if self.saying else max(0, size - _TAIL))
             return code, log.read().decode("utf-8", "replace")
 
