@@ -375,6 +375,78 @@ def bisect(
     )
 
 
+@app.command()
+def reduce(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.")],
+    test_command: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--command",
+            metavar="COMMAND",
+            help="The fault is: COMMAND fails. {} is the model, {inputs} the npz. No shell.",
+        ),
+    ] = None,
+    saying: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="TEXT", help="... and prints TEXT: other failures do not count."),
+    ] = None,
+    runtime: Annotated[
+        Optional[Literal["onnxruntime", "openvino"]],  # noqa: UP045
+        typer.Option(help="The fault is: it differs from ONNX Runtime without optimizations."),
+    ] = None,
+    pass_name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--pass", metavar="NAME", help="The fault is: the pass changes the outputs."),
+    ] = None,
+    max_error: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            metavar="E",
+            min=0.0,
+            help="By more than E of their scale [default: 1e-4; for a pass, what it promises].",
+        ),
+    ] = None,
+    inputs: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE.npz", help="One feed, by input name [default: seeded]."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the seeded inputs.")] = 0,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("-o", "--out", metavar="DIR", help="Where to: optimc-reduced/<model>."),
+    ] = None,
+    time_limit: TimeLimit = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> int:
+    """Cut a model down to the smallest one that still shows a fault.
+
+    Leaves out nodes and outputs, feeds inner values with what the whole model computes there, makes
+    sizes smaller and numbers plain. Every step is checked by running; DIR always holds the best so
+    far: model.onnx, inputs.npz and reproduce.py. The command answers as for `git bisect run`: exit
+    code 0 says no fault, 125 cannot say, any other one is the fault. To go on after an
+    interruption, reduce DIR/model.onnx with --inputs DIR/inputs.npz.
+
+    Examples: optimc reduce model.onnx --command "python check.py {}";
+    optimc reduce model.onnx --runtime openvino --max-error 1e-3;
+    optimc reduce model.onnx --pass fuse
+    """
+    from optimc.cli.reduce import run_reduce
+
+    return run_reduce(
+        model,
+        command=test_command,
+        saying=saying,
+        runtime=runtime,
+        pass_name=pass_name,
+        max_error=max_error,
+        inputs=inputs,
+        seed=seed,
+        out=out,
+        time_limit=time_limit,
+        json_output=json_output,
+    )
+
+
 cache_app = typer.Typer(
     help="Look after the cache: where it is, how big, verify, prune, clear.", no_args_is_help=True
 )
