@@ -304,6 +304,87 @@ def bundle(
 
 
 @app.command()
+def diff(
+    a: Annotated[
+        Path,
+        typer.Argument(
+            metavar="A", help="The reference: an ONNX or .pt2 file, an engine's folder, a recipe."
+        ),
+    ],
+    b: Annotated[Path, typer.Argument(metavar="B", help="What is held against it: the same.")],
+    runtime: Annotated[
+        Optional[Literal["onnxruntime", "openvino"]],  # noqa: UP045
+        typer.Option(help="What runs B [default: an engine's own, else onnxruntime]."),
+    ] = None,
+    optimized: Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option(
+            "--optimized/--not-optimized",
+            help="Whether ONNX Runtime may rewrite B [default: as its engine; not for a file].",
+        ),
+    ] = None,
+    inputs: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE.npz", help="One feed, by input name [default: seeded]."),
+    ] = None,
+    recipe: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="RECIPE", help="Take this recipe's calibration data and dims."),
+    ] = None,
+    tolerance: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            metavar="E",
+            min=0.0,
+            help="Outputs may differ by E of their scale [default: 1e-4, without --min-sqnr].",
+        ),
+    ] = None,
+    min_sqnr: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(metavar="DB", help="Outputs keep a signal to noise of DB: for INT8, 20."),
+    ] = None,
+    outputs_only: Annotated[
+        bool, typer.Option("--outputs-only", help="Do not look at inner values.")
+    ] = False,
+    every: Annotated[bool, typer.Option("--all", help="List every value, not the turns.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the seeded inputs.")] = 0,
+    html: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE", help="Write a page with a chart, in one file."),
+    ] = None,
+    untrusted: Untrusted = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> int:
+    """Compare two models value by value: where the error starts, grows and heals.
+
+    Values are matched by provenance, name, structure, then position; the table says how. A runs on
+    ONNX Runtime without graph optimizations, or as the engine that it is. Exit code 0: the outputs
+    are the same within the limit; 4: they differ.
+
+    Examples: optimc diff model.onnx out/artifacts/int8/ort --min-sqnr 20 --html diff.html;
+    optimc diff model.onnx model.onnx --runtime openvino
+    """
+    from optimc.cli.diff import run_diff
+
+    return run_diff(
+        a,
+        b,
+        runtime=runtime,
+        optimized=optimized,
+        inputs=inputs,
+        recipe=recipe,
+        tolerance=tolerance,
+        min_sqnr=min_sqnr,
+        outputs_only=outputs_only,
+        every=every,
+        seed=seed,
+        html=html,
+        untrusted=untrusted,
+        json_output=json_output,
+    )
+
+
+@app.command()
 def bisect(
     recipe: RecipePath,
     cell: Annotated[
