@@ -39,7 +39,9 @@ def run_diff(
         raise InputError("--inputs and --recipe are two kinds of inputs", fix="give one of them")
     if runtime == "openvino" and optimized is not None:
         raise InputError(
-            "OpenVINO always optimizes", where="--optimized", fix="leave it out, or take onnxruntime"
+            "OpenVINO always optimizes",
+            where="--optimized",
+            fix="leave it out, or take onnxruntime",
         )
     if tolerance is None and min_sqnr is None:
         tolerance = _TOLERANCE

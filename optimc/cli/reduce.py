@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from optimc.core.targets import TargetSpec
     from optimc.core.worker import Limits
     from optimc.pipeline.reduce.checks import Check
-    from optimc.pipeline.reduce.job import Job
     from optimc.pipeline.values import RuntimeName
 
 _DEFAULT_RUNTIME_ERROR = 1e-4

@@ -6,6 +6,7 @@ failure-inducing input", IEEE Transactions on Software Engineering 28(2), 2002.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Hashable, Sequence
 from enum import StrEnum
@@ -81,7 +82,7 @@ def ddmin(items: Sequence[Item], shows: Callable[[tuple[Item, ...]], bool]) -> t
 def _split(items: tuple[Item, ...], parts: int) -> list[tuple[Item, ...]]:
     """`items` in `parts` pieces of nearly one length."""
     edges = [len(items) * part // parts for part in range(parts + 1)]
-    return [items[a:b] for a, b in zip(edges, edges[1:], strict=False) if b > a]
+    return [items[a:b] for a, b in itertools.pairwise(edges) if b > a]
 
 
 def first_bad(count: int, judge: Callable[[int], Verdict]) -> tuple[int, int]:

@@ -45,7 +45,9 @@ class ValuesService:
         kept = {name: value for name, value in found.items() if isinstance(value, np.ndarray)}
         return [name for name in found if name not in kept], kept
 
-    def listed(self, arrays: Mapping[str, Any], path: str) -> tuple[list[list[Any]], dict[str, Any]]:
+    def listed(
+        self, arrays: Mapping[str, Any], path: str
+    ) -> tuple[list[list[Any]], dict[str, Any]]:
         """Of OpenVINO's IR at `path`, in order: names of a value, operator, names of the inputs."""
         model = _read_openvino(Path(path))
         found: list[list[Any]] = []
@@ -157,10 +159,11 @@ def _read_openvino(path: Path) -> Any:
 
 def _first_name(path: Path, port: Any) -> str:
     """The name of an output: ONNX names that end at one tensor are all told, in no order."""
-    names = sorted(port.get_names())
+    names: list[str] = sorted(port.get_names())
     if path.suffix == ".onnx" and len(names) > 1:
         import onnx
 
         graph = onnx.load(str(path), load_external_data=False).graph
-        return next((value.name for value in graph.output if value.name in names), names[0])
+        known = [str(value.name) for value in graph.output]
+        return next((name for name in known if name in names), names[0])
     return names[0]

@@ -83,7 +83,9 @@ class DiffReport:
 
     def to_json(self) -> str:
         """The tree as JSON; an infinite figure is a string."""
-        return json.dumps({"schema": 1, **_plain(asdict(self))}, indent=2, ensure_ascii=False) + "\n"
+        return (
+            json.dumps({"schema": 1, **_plain(asdict(self))}, indent=2, ensure_ascii=False) + "\n"
+        )
 
 
 def _plain(value: Any) -> Any:

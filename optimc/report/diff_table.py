@@ -132,9 +132,11 @@ def verdict(report: DiffReport) -> str:
     tail = "" if sqnr is None else f", SQNR {figures.number(sqnr)} dB"
     why = f" ({worst.reason})" if worst.reason else ""
     error = f"{figures.number(worst.max_rel)} of its scale"
-    return f"{head} within the limit: output {worst.name} differs by {error}{tail}{why}." if (
-        report.same
-    ) else f"{head}: output {worst.name} differs by {error}{tail}{why}."
+    return (
+        f"{head} within the limit: output {worst.name} differs by {error}{tail}{why}."
+        if (report.same)
+        else f"{head}: output {worst.name} differs by {error}{tail}{why}."
+    )
 
 
 def _badness(row: ValueRow) -> float:

@@ -116,7 +116,9 @@ class Limit:
         if self.tolerance is not None and gathered.max_rel > self.tolerance:
             return True
         noise = gathered.noise
-        sqnr = math.inf if noise == 0 else -20 * math.log10(noise) if noise < math.inf else -math.inf
+        sqnr = (
+            math.inf if noise == 0 else -20 * math.log10(noise) if noise < math.inf else -math.inf
+        )
         return self.min_sqnr is not None and sqnr < self.min_sqnr
 
 

@@ -29,11 +29,13 @@ def match_values(a: Side, b: Side, inputs: dict[str, str]) -> list[Pair]:
     """
     found = _Found(a, b)
     for value in a.values:
-        if value.source is not None:
-            found.add(value, found.by_source.get(value.source), "provenance")
+        other = found.by_source.get(value.source or value.name)
+        if other is not None and (value.source or other.source):
+            found.add(value, other, "provenance")
     for value in a.values:
         other = next((found.by_name[n] for n in value.names if n in found.by_name), None)
-        found.add(value, other, "name")
+        if other is not None and value.source == other.source:
+            found.add(value, other, "name")
     outputs = list(zip(a.signature.outputs, b.signature.outputs, strict=False))
     if len(a.signature.outputs) == len(b.signature.outputs):
         for mine, theirs in outputs:
@@ -50,8 +52,7 @@ class _Found:
         self.by_name = {name: value for value in b.values for name in value.names}
         self.by_source: dict[str, ValueInfo] = {}
         for value in b.values:
-            if value.source is not None:
-                self.by_source.setdefault(value.source, value)
+            self.by_source.setdefault(value.source or value.name, value)
         self.pairs: dict[str, Pair] = {}
         self.taken: set[str] = set()
 

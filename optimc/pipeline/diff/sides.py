@@ -29,7 +29,7 @@ class ValueInfo:
     inputs: tuple[str, ...]
     """What it is computed from, constants left out."""
     source: str | None = None
-    """Its name in the model that it came from, where that is known."""
+    """Its name in the model that it came from, where that is another."""
 
     @property
     def name(self) -> str:
@@ -191,7 +191,9 @@ def values_of(path: Path, provenance: dict[str, str] | None = None) -> tuple[Val
             if name and node.op_type == "Constant":
                 constant.add(name)
             elif name:
-                found.append(ValueInfo((name,), node.op_type, inputs, known.get(name)))
+                source = known.get(name, name)
+                other = source if source != name else None
+                found.append(ValueInfo((name,), node.op_type, inputs, other))
     return tuple(found)
 
 

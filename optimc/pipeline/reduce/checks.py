@@ -99,7 +99,7 @@ class PassCheck:
             raise InputError(
                 f"the pass {name} reads {', '.join(needs)} data, which reduce does not have",
                 where="--pass",
-                fix='write a script for --command, or `optimc bisect` the recipe',
+                fix="write a script for --command, or `optimc bisect` the recipe",
             )
         if bound is None and pass_.effect.kind is EffectKind.LOSSY:
             raise InputError(

@@ -58,7 +58,11 @@ class Job:
         bench = Workbench(self.model, whole, feeds, self.workspace, self.limits)
         try:
             reduction = Reduction(bench, check, Deadline(self.seconds), self.observer)
-            reduction.saved = lambda piece: self._write(bench, check, how, reduction, False)
+
+            def save(_: Piece) -> None:
+                self._write(bench, check, how, reduction, False)
+
+            reduction.saved = save
             try:
                 reduced = reduction.run()
             except KeyboardInterrupt:
