@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper, inliner, numpy_helper
 
 from optimc.core.errors import InputError
 from optimc.frontends.onnx_files import all_tensors, check_tensors, parse
@@ -66,7 +66,7 @@ class Whole:
             )
         onnx.load_external_data_for_model(proto, str(path.parent.resolve()))
         if proto.functions:
-            proto = onnx.inliner.inline_local_functions(proto)
+            proto = inliner.inline_local_functions(proto)
         for _, tensor in all_tensors(proto):
             tensor.ClearField("doc_string")
         self.proto = proto
