@@ -358,8 +358,9 @@ def diff(
     """Compare two models value by value: where the error starts, grows and heals.
 
     Values are matched by provenance, name, structure, then position; the table says how. A runs on
-    ONNX Runtime without graph optimizations, or as the engine that it is. Exit code 0: the outputs
-    are the same within the limit; 4: they differ.
+    ONNX Runtime without graph optimizations, or as the engine that it is. A value starts an error
+    where it is the first beyond the limit; the error grows or heals by 6 dB at least. Exit code 0:
+    the outputs are the same within the limit; 4: they differ.
 
     Examples: optimc diff model.onnx out/artifacts/int8/ort --min-sqnr 20 --html diff.html;
     optimc diff model.onnx model.onnx --runtime openvino

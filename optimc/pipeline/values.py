@@ -39,6 +39,11 @@ class Runnable:
     precision: str = "f32"
     """What OpenVINO computes in."""
 
+    @property
+    def fuses(self) -> bool:
+        """Whether the runtime rewrites the graph."""
+        return self.optimized or self.runtime == "openvino"
+
 
 class ValueRunner:
     """Runs a model and gives out any of its values. A context manager; one worker."""

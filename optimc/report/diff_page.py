@@ -58,7 +58,7 @@ def profile(report: DiffReport) -> Profile | None:
     tops = [row.noise for row in rows if row.noise is not None and math.isfinite(row.noise)]
     high = math.ceil(math.log10(max([*tops, 10 * _LEAST])))
     low = math.floor(math.log10(max(_LEAST, min([n for n in tops if n > 0], default=_LEAST))))
-    low = min(low, high - 1)
+    low = min(low, high - 1) - any(row.noise == 0 for row in rows)  # equal is below all others
     x_ticks = ticks(rows[0].number, rows[-1].number)
     x_scale = Scale(rows[0].number, max(x_ticks[-1], rows[-1].number), LEFT, WIDTH - RIGHT)
     y_scale = Scale(low, high, HEIGHT - BOTTOM, TOP)

@@ -69,6 +69,7 @@ def make_plugin(
     (info / "entry_points.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 
+
 WRONG_REWRITE = '''
 """A pass of many numbered rewrites, one of which is wrong on purpose."""
 

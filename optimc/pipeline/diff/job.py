@@ -211,7 +211,7 @@ class _Comparison:
         sides = (self.a, self.b)
         if any(has_subgraphs(side.runnable.path) for side in sides):
             found.append("values inside of subgraphs (If, Loop, Scan) are not compared")
-        if any(side.runnable.optimized for side in sides) and not self.options.outputs_only:
+        if any(side.runnable.fuses for side in sides) and not self.options.outputs_only:
             found.append(
                 "a runtime does not fuse over a value that it hands out: inner values show its "
                 "kernels, the outputs were run as they are"
