@@ -113,6 +113,7 @@ class CopyWeights(Pass):
                 done.append(value)
         if all(any(value is one for one in done) for value in middle):
             wrong = middle[-1]
-            wrong.const_value = ir.tensor(wrong.const_value.numpy() * np.float32(-3), name=wrong.name)
+            scaled = wrong.const_value.numpy() * np.float32(-3)
+            wrong.const_value = ir.tensor(scaled, name=wrong.name)
         return PassResult(model, bool(done), rewrites=context.log.rewrites)
 '''

@@ -30,8 +30,8 @@ def run_pass(
 ) -> PassResult:
     """Runs `pass_` on a clone of `model` as the pass manager does; `model` stays as it is.
 
-    `limit` stops it after that many rewrites, `only` names those it may do. The result's model is an `OnnxModel` with nothing
-    remembered of the input. Raises what the pass raises.
+    `limit` stops it after that many rewrites, `only` names those it may do. The result's model is
+    an `OnnxModel` with nothing remembered of the input. Raises what the pass raises.
     """
     clone = model.clone()
     with tempfile.TemporaryDirectory(prefix="optimc-pass-") as folder:

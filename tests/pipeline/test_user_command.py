@@ -1,4 +1,4 @@
-"""The user's own command: read without a shell, judged by its exit code, ended with all it began."""
+"""The user's own command: read without a shell, judged by its exit code, ended as a whole."""
 
 from __future__ import annotations
 
