@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from optimc.testing.commands import Finished, run_optimc, temporary_leftovers
+from optimc.testing.commands import (
+    Finished,
+    run_optimc,
+    temporary_leftovers,
+    workers_with,
+)
 from optimc.testing.plugins import WRONG_PASS, WRONG_REWRITE, make_plugin
 
 RECIPE = """
@@ -157,3 +166,30 @@ def test_the_time_limit_ends_it_with_a_message(bisect) -> None:
     done = bisect("--max-error", "1e-3", "--no-verify", "--time-limit", "0")
     assert done.code == 2
     assert "--time-limit" in done.err
+
+
+def test_of_quantization_it_names_the_layers(repository: Path, tmp_path: Path) -> None:
+    recipe = repository / "recipes" / "quickstart.yaml"
+    options = ["--cell", "int8/ort", "--max-error", "0.004", "--json"]
+    found = _found(run_optimc("bisect", recipe, *options, cwd=tmp_path))
+    assert found["passes"] == ["quantize_int8"]
+    assert 1 <= len(found["rewrites"]) <= found["of"]
+    assert all(rewrite["rule"].startswith("quantize ") for rewrite in found["rewrites"])
+
+
+def test_an_interruption_leaves_nothing(repository: Path, tmp_path: Path) -> None:
+    recipe = repository / "recipes" / "quickstart.yaml"
+    (tmp_path / "check.py").write_text("open('began', 'w').close(); import time; time.sleep(60)")
+    mark = {"OPTIMC_TEST_MARK": str(tmp_path), "OPTIMC_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "optimc", "bisect", str(recipe), "--cell", "int8/ort"]
+    command += ["--command", f"{sys.executable} check.py {{}}"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env={**os.environ, **mark}, start_new_session=True
+    )
+    while not (tmp_path / "began").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert not temporary_leftovers(tmp_path)
+    assert not workers_with("OPTIMC_TEST_MARK", str(tmp_path))

@@ -197,6 +197,16 @@ def test_the_best_so_far_stays_after_an_interruption(model: Path, tmp_path: Path
     assert json.loads((out / "reduced.json").read_text())["complete"] is False
 
 
+def test_when_the_time_is_up_the_best_so_far_is_written(
+    model: Path, check: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    done = _reduce(model, "--command", check, "-o", out, "--time-limit", "0")
+    assert done.code == 0, done.err
+    assert "the time was up" in done.out
+    assert len(_kept(out)) > 2
+
+
 @pytest.mark.slow
 def test_a_planted_fault_in_resnet56_leaves_five_nodes_at_most(
     shared: Path, tmp_path: Path

@@ -136,11 +136,10 @@ class Bisection:
     def _refused(self, why: str, what: str) -> Blame:
         """The pass that could not run at all, or InputError: nothing is wrong."""
         if self._failure is None:
-            raise InputError(
-                f"{what} is good: {why}",
-                where=self.subject.cell.name,
-                fix="say what is wrong with it: --max-error, --drop or --command",
-            )
+            fix = "say what is wrong with it: --max-error, --drop or --command"
+            if self.criterion is not None:
+                fix = "by this criterion nothing is to blame: give a stricter one, or another"
+            raise InputError(f"{what} is good: {why}", where=self.subject.cell.name, fix=fix)
         number = len(self._stages) - 1
         name = self.subject.steps[number - 1].name
         texts = (Judgement(Verdict.GOOD, why), Judgement(Verdict.BAD, self._failure))
