@@ -76,8 +76,10 @@ class ValueRunner:
                 precision=self.model.precision,
             )
             return [dict(worker.call("run", feeds).arrays) for feeds in probes]
-        except WorkerError:
-            self.close()
+        except BaseException as error:
+            # Dead, or interrupted between a question and its answer: neither can go on.
+            if isinstance(error, WorkerError) or not isinstance(error, CellError):
+                self.close()
             raise
 
     def listed(self) -> list[list[Any]]:
