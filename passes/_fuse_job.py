@@ -37,8 +37,10 @@ class Job:
 
     def allow(self, rule: str, node: ir.Node) -> bool:
         """Numbers a rewrite; False from the limit on."""
-        self.stopped = self.stopped or not self.log.allow(rule, where(node))
-        return not self.stopped
+        if not self.stopped and self.log.allow(rule, where(node)):
+            return True
+        self.stopped = self.stopped or self.log.stopped
+        return False
 
     def new_constant(self, graph: ir.Graph, array: np.ndarray, name: str) -> ir.Value:
         """An initializer of `graph` with a name of its own, `name` if it is free."""

@@ -69,15 +69,16 @@ def fuse_pad(node: ir.Node, job: Job) -> None:
         if isinstance(pads, str):
             job.log.refuse("fuse_pad", where(pad), pads)
             return
-        if job.allow("fuse_pad", pad):
-            node.replace_input_with(0, pad.inputs[0])
-            node.attributes.pop("auto_pad", None)
-            node.attributes.add(ir.AttrInt64s("pads", pads))
-            constants = pad.inputs[1:]
-            if drop_unused(value):
-                for old in dict.fromkeys(constants):
-                    if old is not None:
-                        drop_unused(old)
+        if not job.allow("fuse_pad", pad):
+            return
+        node.replace_input_with(0, pad.inputs[0])
+        node.attributes.pop("auto_pad", None)
+        node.attributes.add(ir.AttrInt64s("pads", pads))
+        constants = pad.inputs[1:]
+        if drop_unused(value):
+            for old in dict.fromkeys(constants):
+                if old is not None:
+                    drop_unused(old)
 
 
 RULES: Mapping[str, tuple[Callable[[ir.Node, Job], None], ...]] = {

@@ -102,7 +102,7 @@ def remove_identities(work: Work) -> None:
                 work.log.refuse("remove_identity", where(node), BREAKS_RANGE)
                 continue
             if not work.allow("remove_identity", where(node)):
-                return
+                continue
             _merge_type(source, output)
             output.replace_all_uses_with(source)
             if is_identity(node):

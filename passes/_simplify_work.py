@@ -51,7 +51,7 @@ class Work:
         if not self.stopped and self.log.allow(rule, where):
             self.count += 1
             return True
-        self.stopped = True
+        self.stopped = self.stopped or self.log.stopped
         return False
 
     def anchor(self) -> None:

@@ -7,10 +7,13 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
+from optimc.cli.culprits import culprits_app
+from optimc.cli.options import RecipePath, SetOption, Untrusted
+
 _EPILOG = (
     "Exit codes: 0 built, gate passed; 1 a bug in optimc; 2 the recipe, an input or the command "
-    "line is wrong; 3 a cell failed or cannot be built here; 4 the gate failed; 5 the gate is "
-    "undecided; 130 interrupted."
+    "line is wrong; 3 a cell failed or cannot be built here; 4 the gate failed, or two models "
+    "differ; 5 the gate is undecided; 130 interrupted."
 )
 
 app = typer.Typer(
@@ -22,21 +25,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-RecipePath = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="The recipe, such as recipes/quickstart.yaml.")
-]
-SetOption = Annotated[
-    Optional[list[str]],  # noqa: UP045 (typer reads the annotation at run time)
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Override by name: gate.speedup=2, variants.int8.quantize_int8.ranges=mse.",
-    ),
-]
-Untrusted = Annotated[
-    bool, typer.Option("--untrusted", help="Refuse recipes that would run user code.")
-]
 
 
 def command() -> Any:
@@ -295,6 +283,8 @@ def bundle(
 
     return run_bundle(folder, form=form, cell=cell, name=name, version=version, out=out)
 
+
+app.add_typer(culprits_app)
 
 cache_app = typer.Typer(
     help="Look after the cache: where it is, how big, verify, prune, clear.", no_args_is_help=True

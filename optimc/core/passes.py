@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from optimc.core.analyses import Analyses, Analysis
 from optimc.core.descriptions import wanted
+from optimc.core.errors import CellError
 from optimc.core.model import Level, Model, OnnxModel
 
 if TYPE_CHECKING:
@@ -93,20 +95,66 @@ class Refusal:
     reason: str
 
 
-class RewriteLog:
-    """Numbers the rewrites of one pass, and stops them after the limit (``--limit PASS=N``)."""
+RewriteKey = tuple[str, str, int]
+"""What a rewrite is known by when others are left out: its rule, its place, and the how manieth of
+that rule at that place it is, from 1. Numbers alone would shift."""
 
-    def __init__(self, limit: int | None = None) -> None:
+_MOST_QUESTIONS = 10_000
+"""How often a pass may ask for a rewrite that it was denied: one that never stops is broken."""
+
+
+def rewrite_keys(rewrites: Iterable[Rewrite]) -> tuple[RewriteKey, ...]:
+    """The keys of `rewrites`, which are all of one run in their order."""
+    seen: Counter[tuple[str, str]] = Counter()
+    keys = []
+    for rewrite in rewrites:
+        seen[rewrite.rule, rewrite.where] += 1
+        keys.append((rewrite.rule, rewrite.where, seen[rewrite.rule, rewrite.where]))
+    return tuple(keys)
+
+
+class RewriteLog:
+    """Numbers the rewrites of one pass, and stops them after the limit (``--limit PASS=N``).
+
+    With `only`, it allows these rewrites alone and no others, for bisection.
+    """
+
+    def __init__(
+        self, limit: int | None = None, *, only: frozenset[RewriteKey] | None = None
+    ) -> None:
         self._limit = limit
+        self._only = only
+        self._denied: Counter[tuple[str, str]] = Counter()
+        self._done: Counter[tuple[str, str]] = Counter()
         self._rewrites: list[Rewrite] = []
         self._refusals: list[Refusal] = []
 
     def allow(self, rule: str, where: str) -> bool:
-        """True when the rewrite may be done; it then has the next number, so it must be done."""
-        if self._limit is not None and len(self._rewrites) >= self._limit:
+        """True when the rewrite may be done; it then has the next number, so it must be done.
+
+        After False a pass may go on and ask for others, unless `stopped` says that none comes.
+        """
+        if self.stopped or not self._wanted(rule, where):
             return False
         self._rewrites.append(Rewrite(len(self._rewrites) + 1, rule, where))
         return True
+
+    @property
+    def stopped(self) -> bool:
+        """Whether no further rewrite is allowed, whatever it is."""
+        return self._limit is not None and len(self._rewrites) >= self._limit
+
+    def _wanted(self, rule: str, where: str) -> bool:
+        if self._only is None:
+            return True
+        place = (rule, where)
+        if (*place, self._done[place] + 1) in self._only:
+            self._done[place] += 1
+            return True
+        self._denied[place] += 1
+        if self._denied[place] > _MOST_QUESTIONS:
+            raise CellError(f"the pass does not end while `{rule}` at {where} is left out")
+        return False
 
     def refuse(self, rule: str, where: str, reason: str) -> None:
         """Notes that a rewrite does not apply here."""

@@ -84,7 +84,7 @@ def pass_report(outcome: PassOutcome) -> schema.PassReport:
         bytes=outcome.bytes,
         seconds=round(outcome.seconds, 4),
         cache="hit" if outcome.cached else "miss",
-        rewrites=outcome.rewrites,
+        rewrites=len(outcome.rewrites),
         refusals=tuple(
             schema.Refusal(node=r["where"] or r["rule"], reason=f"{r['rule']}: {r['reason']}")
             for r in outcome.refusals

@@ -23,6 +23,8 @@ from optimc.core.passes import (
     Pass,
     PassContext,
     PassResult,
+    Rewrite,
+    RewriteKey,
     RewriteLog,
 )
 from optimc.core.targets import TargetSpec
@@ -45,7 +47,7 @@ class PassOutcome:
     bytes: tuple[int, int]
     seconds: float
     cached: bool
-    rewrites: int
+    rewrites: tuple[Rewrite, ...]
     refusals: tuple[Mapping[str, str], ...]
     failure: str | None = None
     """Why cells behind this pass fail, or None."""
@@ -89,6 +91,8 @@ class PassManager:
     judge_lossy: bool = True
     """Whether LOSSY passes are held to their default SQNR bound here, or by a metric later."""
     limits: Mapping[str, int] = field(default_factory=dict)
+    only: Mapping[str, frozenset[RewriteKey]] = field(default_factory=dict)
+    """For bisection: by pass, the rewrites that it may do."""
     observers: Sequence[Observer] = ()
     executions: dict[str, int] = field(default_factory=dict)
     """How often each pass ran, cache hits not counted."""
@@ -143,6 +147,7 @@ class PassManager:
             [model.digest, model.names_digest, reads],
             [self.verifier_digest, segment.digest, segment.bound],
             tool_versions(["onnxruntime", "onnx", "onnx-ir"]),
+            *([sorted(self.only[name])] if name in self.only else []),
         )
 
     def _execute(
@@ -191,7 +196,7 @@ class PassManager:
 
         return PassContext(
             reads=pass_.reads,
-            log=RewriteLog(self.limits.get(name)),
+            log=RewriteLog(self.limits.get(name), only=self.only.get(name)),
             seed=self.seed,
             analyses=self._analyses(model),
             workspace=folder,
@@ -247,7 +252,7 @@ class PassManager:
             bytes=(model.stats.bytes, after.stats.bytes),
             seconds=seconds,
             cached=cached,
-            rewrites=len(record["rewrites"]),
+            rewrites=tuple(Rewrite(**rewrite) for rewrite in record["rewrites"]),
             refusals=tuple(record["refusals"]),
             failure=failure,
             lossy=pass_.effect.kind is EffectKind.LOSSY,

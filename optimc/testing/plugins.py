@@ -68,3 +68,52 @@ def make_plugin(
         lines += [f"{key} = {value}" for key, value in entries.items()]
     (info / "entry_points.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
+
+
+WRONG_REWRITE = '''
+"""A pass of many numbered rewrites, one of which is wrong on purpose."""
+
+from __future__ import annotations
+
+from optimc.core.model import Level
+from optimc.core.passes import Effect, Pass, PassResult, tolerance
+
+
+class CopyWeights(Pass):
+    """Copies weights, wrongly.
+
+    Rewrites: every matrix. Refuses: nothing. Accuracy: claims 1e-5, breaks it. Options: together.
+    """
+
+    level = Level.ONNX
+    together: int = 1
+    """How many copies in the middle have to be made for the fault to show."""
+
+    @property
+    def effect(self) -> Effect:
+        return tolerance(1e-5)
+
+    def run(self, model, context):
+        import numpy as np
+        import onnx_ir as ir
+
+        graph = model.ir.graph
+        matrices = [
+            value
+            for value in graph.initializers.values()
+            if value.const_value is not None
+            and len(value.const_value.shape) >= 2
+            and value.const_value.numpy().dtype == np.float32
+        ]
+        middle = matrices[len(matrices) // 2 :][: self.together]
+        done = []
+        for value in matrices:
+            if context.log.allow("copy_weight", value.name):
+                value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
+                done.append(value)
+        if all(any(value is one for one in done) for value in middle):
+            wrong = middle[-1]
+            scaled = wrong.const_value.numpy() * np.float32(-3)
+            wrong.const_value = ir.tensor(scaled, name=wrong.name)
+        return PassResult(model, bool(done), rewrites=context.log.rewrites)
+'''

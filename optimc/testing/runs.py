@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimc.core.model import OnnxModel
-from optimc.core.passes import Calibration, Pass, PassContext, PassResult, RewriteLog
+from optimc.core.passes import Calibration, Pass, PassContext, PassResult, RewriteKey, RewriteLog
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,18 +25,19 @@ def run_pass(
     spec: TargetSpec | None = None,
     calibration: Calibration | None = None,
     limit: int | None = None,
+    only: frozenset[RewriteKey] | None = None,
     seed: int = 0,
 ) -> PassResult:
     """Runs `pass_` on a clone of `model` as the pass manager does; `model` stays as it is.
 
-    `limit` stops it after that many rewrites. The result's model is an `OnnxModel` with nothing
-    remembered of the input. Raises what the pass raises.
+    `limit` stops it after that many rewrites, `only` names those it may do. The result's model is
+    an `OnnxModel` with nothing remembered of the input. Raises what the pass raises.
     """
     clone = model.clone()
     with tempfile.TemporaryDirectory(prefix="optimc-pass-") as folder:
         context = PassContext(
             reads=pass_.reads,
-            log=RewriteLog(limit),
+            log=RewriteLog(limit, only=only),
             seed=seed,
             workspace=Path(folder),
             target_spec=spec,

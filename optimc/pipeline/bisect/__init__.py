@@ -1,0 +1,1 @@
+"""`optimc bisect`: the pass to blame, and the smallest set of its rewrites."""

@@ -1,0 +1,1 @@
+"""`optimc diff`: two models, value by value."""

@@ -1,0 +1,244 @@
+"""`optimc reduce`: what is left still shows the fault, by itself, and nothing else stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from optimc.testing.commands import Finished, run_optimc, temporary_leftovers
+from optimc.testing.graphs import branches, convolutions
+from optimc.testing.plugins import WRONG_PASS, make_plugin
+
+# The fault: a Relu that reads an Add.
+RELU_AFTER_ADD = """
+import sys, onnx
+graph = onnx.load(sys.argv[1]).graph
+producers = {name: node.op_type for node in graph.node for name in node.output}
+relus = [node for node in graph.node if node.op_type == "Relu"]
+shown = any(producers.get(node.input[0]) == "Add" for node in relus)
+print("relu after add" if shown else "fine")
+sys.exit(int(shown))
+"""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.onnx"
+    convolutions().write_onnx(path)
+    return path
+
+
+@pytest.fixture
+def check(tmp_path: Path) -> str:
+    script = tmp_path / "check.py"
+    script.write_text(RELU_AFTER_ADD)
+    return f"{sys.executable} {script} {{}}"
+
+
+def _reduce(model: Path, *options: str | Path, plugins: Path | None = None) -> Finished:
+    environment = {"PYTHONPATH": str(plugins)} if plugins else {}
+    return run_optimc("reduce", model, *options, cwd=model.parent, environment=environment)
+
+
+def _kept(folder: Path) -> list[str]:
+    return [node.op_type for node in onnx.load(str(folder / "model.onnx")).graph.node]
+
+
+def test_a_command_is_cut_down_to_what_it_looks_for(
+    model: Path, check: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    done = _reduce(model, "--command", check, "--saying", "relu after add", "-o", out, "--json")
+    assert done.code == 0, done.err
+    record = json.loads(done.out)
+    assert _kept(out) == ["Add", "Relu"]
+    assert record["nodes"][1] == 2 < record["nodes"][0]
+    assert record["complete"] is True
+    with np.load(out / "inputs.npz", allow_pickle=False) as inputs:
+        graph = onnx.load(str(out / "model.onnx")).graph
+        assert set(inputs) == {value.name for value in graph.input}
+        assert all(inputs[name].size == 1 for name in inputs)
+    assert not temporary_leftovers(tmp_path)
+
+
+def test_the_folder_stands_by_itself(model: Path, check: str, tmp_path: Path) -> None:
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    assert _reduce(model, "--command", check, "-o", out).code == 0
+    (tmp_path / "check.py").unlink()
+    out.rename(elsewhere)
+    script = [sys.executable, str(elsewhere / "reproduce.py")]
+    done = subprocess.run(script, capture_output=True, text=True, cwd="/", check=False)
+    assert done.returncode == 1, done.stderr
+    assert "the fault shows" in done.stdout
+
+
+def test_the_same_reduction_writes_the_same_bytes(model: Path, check: str, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        assert _reduce(model, "--command", check, "-o", tmp_path / name).code == 0
+    for file in ("model.onnx", "reproduce.py", "reduced.json"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_a_pass_that_changes_the_outputs(model: Path, tmp_path: Path) -> None:
+    entry = {"optimc.passes": {"scale_outputs": "wrong:ScaleOutputs"}}
+    plugins = make_plugin(tmp_path / "plugins", "wrong", WRONG_PASS, entry)
+    out = tmp_path / "out"
+    done = _reduce(model, "--pass", "scale_outputs", "-o", out, plugins=plugins)
+    assert done.code == 0, done.err
+    assert len(_kept(out)) == 1
+    environment = {**os.environ, "PYTHONPATH": str(plugins)}
+    script = [sys.executable, str(out / "reproduce.py")]
+    again = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
+    assert again.returncode == 1, again.stderr
+    assert "differs by" in again.stdout
+
+
+def test_a_runtime_that_differs(model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    out = tmp_path / "out"
+    done = _reduce(model, "--runtime", "openvino", "--max-error", "0", "-o", out)
+    assert done.code == 0, done.err
+    assert len(_kept(out)) <= 2
+    script = [sys.executable, str(out / "reproduce.py")]
+    assert subprocess.run(script, capture_output=True, check=False).returncode == 1
+
+
+def test_control_flow_is_kept_whole(tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    branches().write_onnx(model)
+    (tmp_path / "check.py").write_text(
+        "import sys, onnx\n"
+        "nodes = onnx.load(sys.argv[1]).graph.node\n"
+        "sys.exit(int(sum(node.op_type == 'If' for node in nodes) > 1))\n"
+    )
+    out = tmp_path / "out"
+    done = _reduce(model, "--command", f"{sys.executable} check.py {{}}", "-o", out)
+    assert done.code == 0, done.err
+    assert sorted(_kept(out)) == ["If", "If"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "nothing says what the fault is"),
+        (["--command", "true"], "does not show the fault"),
+        (["--command", "/no/such/program"], "cannot be run"),
+        (["--command", "false", "--pass", "fuse"], "a check of its own"),
+        (["--pass", "fues"], "did you mean `fuse`?"),
+        (["--pass", "quantize_int8"], "calibration"),
+        (["--pass", "fuse"], "does not show the fault"),
+        (["--runtime", "onnxruntime", "--saying", "x"], "no command"),
+        (["--command", "false", "--inputs", "none.npz"], "none.npz"),
+    ],
+)
+def test_what_is_wrong_is_told(options: list[str], words: str, model: Path) -> None:
+    done = _reduce(model, *options)
+    assert done.code == 2, done.out
+    assert words in done.err
+    assert not done.traceback
+    assert not (model.parent / "optimc-reduced" / "model").exists()
+
+
+def test_a_folder_with_other_files_is_left_alone(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("...")
+    done = _reduce(model, "--command", "false", "-o", out)
+    assert done.code == 2
+    assert "holds other files" in done.err
+    assert [path.name for path in out.iterdir()] == ["thesis.tex"]
+
+
+def test_a_check_that_changes_its_mind_is_told(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "check.py").write_text(
+        "import os, pathlib, sys\n"
+        "count = pathlib.Path('count')\n"
+        "count.write_text(str(int(count.read_text() if count.exists() else 0) + 1))\n"
+        "sys.exit(int(int(count.read_text()) == 1))\n"
+    )
+    done = _reduce(model, "--command", f"{sys.executable} check.py", "-o", tmp_path / "out")
+    assert done.code == 2
+    assert "not deterministic" in done.err
+
+
+def test_the_best_so_far_stays_after_an_interruption(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "check.py").write_text(
+        "import sys, time, onnx\n"
+        "nodes = onnx.load(sys.argv[1]).graph.node\n"
+        "time.sleep(0 if len(nodes) > 6 else 60)\n"
+        "sys.exit(1)\n"
+    )
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "optimc", "reduce", str(model), "-o", str(out)]
+    command += ["--command", f"{sys.executable} check.py {{}}"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stderr is not None
+    seen = []
+    for line in process.stderr:
+        seen.append(line)
+        if "the fault shows" in line:
+            break
+    time.sleep(2.0)
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait(timeout=60) == 130, "".join(seen) + rest
+    assert 0 < len(_kept(out)) < 13
+    assert json.loads((out / "reduced.json").read_text())["complete"] is False
+
+
+def test_when_the_time_is_up_the_best_so_far_is_written(
+    model: Path, check: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    done = _reduce(model, "--command", check, "-o", out, "--time-limit", "0")
+    assert done.code == 0, done.err
+    assert "the time was up" in done.out
+    assert len(_kept(out)) > 2
+
+
+@pytest.mark.slow
+def test_a_planted_fault_in_resnet56_leaves_five_nodes_at_most(
+    shared: Path, tmp_path: Path
+) -> None:
+    model = shared / "models" / "resnet56.onnx"
+    graph = onnx.load(str(model)).graph
+    planted = [node for node in graph.node if node.op_type == "Conv"][27].output[0]
+    # As if a runtime computed one convolution wrongly, and only told by what comes after it.
+    (tmp_path / "check.py").write_text(
+        "import sys, onnx, numpy as np, onnxruntime\n"
+        "model = onnx.load(sys.argv[1])\n"
+        "feeds = dict(np.load(sys.argv[2], allow_pickle=False))\n"
+        "run = lambda m: onnxruntime.InferenceSession(m.SerializeToString(),"
+        " providers=['CPUExecutionProvider']).run(None, feeds)\n"
+        "good = run(model)\n"
+        "for node in model.graph.node:\n"
+        f"    if {planted!r} in node.output:\n"
+        "        node.op_type, node.output[0] = node.op_type, 'planted'\n"
+        "        zero = onnx.helper.make_node('Elu', ['planted'], "
+        f"[{planted!r}], alpha=0.5)\n"
+        "        nodes = list(model.graph.node)\n"
+        "        nodes.insert(nodes.index(node) + 1, zero)\n"
+        "        del model.graph.node[:]\n"
+        "        model.graph.node.extend(nodes)\n"
+        "        break\n"
+        "bad = run(model)\n"
+        "sys.exit(int(any(np.abs(a - b).max() > 1e-3 for a, b in zip(good, bad))))\n"
+    )
+    out = tmp_path / "out"
+    command = f"{sys.executable} {tmp_path / 'check.py'} {{}} {{inputs}}"
+    done = run_optimc("reduce", model, "--command", command, "-o", out, cwd=tmp_path, timeout=900)
+    assert done.code == 0, done.err
+    reduced = onnx.load(str(out / "model.onnx")).graph.node
+    assert len(reduced) <= 5
+    assert planted in {name for node in reduced for name in node.output}
