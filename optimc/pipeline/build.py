@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimc.core.digest import digest_of
-from optimc.core.errors import CellError, InputError, OptimcError
+from optimc.core.errors import CellError, InputError, OptimcError, WorkerError
 from optimc.core.files import check_folder
 from optimc.core.model import OnnxModel
 from optimc.core.passes import Input
@@ -31,7 +31,8 @@ from optimc.pipeline.outputs import verified_by
 from optimc.pipeline.parallel import run_side_by_side
 from optimc.pipeline.plan import Step, make_plan
 from optimc.pipeline.preprocess import starting_point
-from optimc.pipeline.probes import Effort, ProbeSource, probes_digest
+from optimc.pipeline.probes import Effort, Probe, ProbeSource, probes_digest
+from optimc.pipeline.reach import Reach, reach_code, reach_of
 from optimc.pipeline.verification import PASSED, PassVerifier, Segment, Verdict
 
 if TYPE_CHECKING:
@@ -151,10 +152,16 @@ class Build:
             result.reason = _reason(error, name)
         probes = self._probes()
         skip = "verification is off" if self.options.verify == "off" else None
+        steering = self._steering(probes)
         with (
-            Oracle(probes.for_passes(self.options.verify), self.limits) as pass_oracle,
-            Oracle(probes.for_engines(self.options.verify), self.limits) as engine_oracle,
+            Oracle(
+                (*probes.for_passes(self.options.verify), *steering), self.limits
+            ) as pass_oracle,
+            Oracle(
+                (*probes.for_engines(self.options.verify), *steering), self.limits
+            ) as engine_oracle,
         ):
+            self.probed = {"passes": len(pass_oracle.probes), "engines": len(engine_oracle.probes)}
             self.observer.on_stage("running passes")
             inner = InnerValues(verified_by(self.recipe), self.workspace)
             models = self._run_passes(
@@ -171,6 +178,26 @@ class Build:
                 ),
             )
             self.legalized = legalize_cells(self, models, engine_oracle, skip)
+        for result in self.cells_alive():
+            result.unverified += [
+                f"no probe reaches the {body} ({count} nodes)"
+                for body, count in (self.reach.unreached if self.reach else {}).items()
+            ]
+
+    def _steering(self, probes: ProbeSource) -> list[Probe]:
+        """Finds out what the probes reach, and the inputs that reach more of it."""
+        self.reach: Reach | None = None
+        if self.options.verify == "off":
+            return []
+        candidates = probes.steering()
+        with Oracle(probes.for_passes(self.options.verify), self.limits) as oracle:
+            try:
+                found = reach_of(self.start.model, oracle, candidates, self.cache, reach_code())
+            except WorkerError as error:
+                self.warnings.append(f"what the probes reach is not known: {error.what}")
+                return []
+        self.reach = found
+        return [candidates[index] for index in found.steering]
 
     def _probes(self) -> ProbeSource:
         return ProbeSource(

@@ -361,12 +361,31 @@ def _report(
             metrics=dict(source_metrics),
             latency=latency,
         ),
+        probes=probes_report(build),
         results=tuple(assemble.cell_report(result) for result in build.results.values()),
         noise_floor=assemble.noise_floor(timings.noise_floor),
         best=schema.CellName(variant=best.variant, target=best.target) if best else None,
         gate=gate.gate,
         warnings=assemble.unique(build.warnings),
         notes=assemble.unique(build.notes),
+    )
+
+
+def probes_report(build: Build) -> schema.Probes | Skipped:
+    """What the probes are and reach, or why there are none."""
+    effort, reach = build.options.verify, build.reach
+    if effort == "off":
+        return skipped("verification is off (--verify=off)")
+    if reach is None:
+        return skipped("the source does not run on the probes")
+    return schema.Probes(
+        effort=effort,
+        passes=build.probed["passes"],
+        engines=build.probed["engines"],
+        nodes=reach.nodes,
+        reached=reach.reached,
+        unreached=tuple(reach.unreached),
+        rounds={loop: tuple(seen) for loop, seen in reach.rounds.items()},
     )
 
 

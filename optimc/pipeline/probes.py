@@ -56,6 +56,16 @@ class ProbeSource:
         """What every engine is compared on: all corners of the dims."""
         return self._probes(effort, corners=_MAX_CORNERS)
 
+    def steering(self) -> list[Probe]:
+        """Candidates that may reach branches which the other probes do not."""
+        from optimc.pipeline.steering import steering_probes
+
+        sizes = self._corners()[0][1]
+        declared = {name: spec.range or spec.values for name, spec in self.inputs.items()}
+        return steering_probes(
+            self.signature, lambda rng: self._feeds(sizes, rng, "random"), self.seed, declared
+        )
+
     def _probes(self, effort: Effort, corners: int) -> tuple[Probe, ...]:
         if effort == "off":
             return ()

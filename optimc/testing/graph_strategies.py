@@ -257,7 +257,8 @@ def _pad(m: Making, x: Value) -> Value | None:
     return m.node("Pad", x.name, m.builder.constant(widths), value, dims=dims)
 
 
-def _conv(m: Making, x: Value) -> Value | None:
+def conv(m: Making, x: Value) -> Value | None:
+    """A Conv, maybe with a BatchNormalization behind it; None where `x` does not fit."""
     spatial = x.dims[2:]
     if len(x.dims) != 4 or any(isinstance(dim, str) or dim < 3 for dim in spatial):
         return None
@@ -286,7 +287,8 @@ def _batchnorm(m: Making, x: Value) -> Value | None:
     return m.node("BatchNormalization", x.name, scale, shift, mean, variance, dims=x.dims)
 
 
-def _product(m: Making, x: Value) -> Value | None:
+def product(m: Making, x: Value) -> Value | None:
+    """A product with a weight that is transposed in the graph; None where `x` does not fit."""
     if len(x.dims) < 2 or isinstance(x.dims[-1], str):
         return None
     width = m.integer(1, 4)
@@ -349,9 +351,9 @@ STEPS: tuple[Step, ...] = (
     _concat,
     _slice,
     _pad,
-    _conv,
+    conv,
     _batchnorm,
-    _product,
+    product,
     _constant_arithmetic,
     _branch,
     _dropout,

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 class GraphBuilder:
     """Writes an ONNX graph node by node; values are their names. Weights come from one seed."""
 
-    def __init__(self, opset: int = 18, seed: int = 0, counter: Iterator[int] | None = None) -> None:
+    def __init__(
+        self, opset: int = 18, seed: int = 0, counter: Iterator[int] | None = None
+    ) -> None:
         import numpy as np
 
         self.opset = opset

@@ -10,7 +10,7 @@ from optimc.core.model import OnnxModel
 from optimc.testing.fuse_strategies import FUSE_STEPS
 from optimc.testing.graph_strategies import STEPS, Choices, Dims, Making, Seeded, Step, Value
 from optimc.testing.graphs import GraphBuilder
-from optimc.testing.wide_steps import WIDE_STEPS
+from optimc.testing.wide_steps import HEAVY_STEPS, WIDE_STEPS
 
 WIDE_OPSETS = tuple(range(13, 25))
 """Up to the newest that ONNX Runtime has kernels for."""
@@ -33,6 +33,8 @@ def wide_model_of(choices: Choices, max_steps: int) -> OnnxModel:
     m = Making(choices, builder)
     _inputs(m)
     steps = (*STEPS, *FUSE_STEPS, *WIDE_STEPS, *CONTROL_STEPS)
+    if m.flag():
+        steps = (*steps, *HEAVY_STEPS, *HEAVY_STEPS)
     for _ in range(m.integer(1, max_steps)):
         source = m.pick()
         assert source is not None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 from optimc.testing.graph_strategies import Dims, Making, Step, Value
+from optimc.testing.graph_strategies import conv as _conv
+from optimc.testing.graph_strategies import product as _product
 
 SINCE = {
     "Celu": 12,
@@ -333,9 +335,11 @@ def _empty(m: Making, x: Value) -> Value | None:
     return m.node("Concat", *m.shuffled([name, x.name]), dims=x.dims, axis=0)
 
 
+HEAVY_STEPS: tuple[Step, ...] = (_grouped_conv, _conv, _gemm, _product, _einsum, _conv_transpose)
+"""What precision passes look for."""
+
 WIDE_STEPS: tuple[Step, ...] = (
     *(_activation, _positive, _jump, _variadic, _reduction, _softmax, _norm, _pool),
     *(_grouped_conv, _conv_transpose, _gemm, _einsum, _broadcast, _moved, _moved, _cast),
     *(_integers, _logic, _where, _lookup, _quantized, _to_scalar, _empty),
 )
-
