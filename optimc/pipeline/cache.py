@@ -26,8 +26,8 @@ from optimc.core.files import TEMPORARY_PREFIX, file_sha256
 FOLDER_VARIABLE = "OPTIMC_CACHE_DIR"
 SIZE_VARIABLE = "OPTIMC_CACHE_SIZE_GB"
 DEFAULT_SIZE_GB = 20.0
-_LAYOUT = "v1"
-_ENTRY = "entry.json"
+LAYOUT = "v1"
+ENTRY = "entry.json"
 _READ_BYTES = 16_000_000
 """Files up to this size are read and held against their digest whenever an entry is used."""
 _IN_USE_SECONDS = 3600.0
@@ -83,7 +83,7 @@ class Cache:
         else:
             self._temporary = tempfile.TemporaryDirectory(prefix="optimc-")
             self.folder = Path(self._temporary.name)
-        self.root = self.folder / _LAYOUT
+        self.root = self.folder / LAYOUT
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -172,11 +172,11 @@ class Cache:
             for path in sorted(folder.rglob("*"))
             if path.is_file()
         }
-        (folder / _ENTRY).write_text(json.dumps({"files": files}), encoding="utf-8")
+        (folder / ENTRY).write_text(json.dumps({"files": files}), encoding="utf-8")
 
     def entries(self) -> Iterator[Entry]:
         """All whole entries."""
-        for description in sorted(self.root.glob(f"*/*/*/{_ENTRY}")):
+        for description in sorted(self.root.glob(f"*/*/*/{ENTRY}")):
             folder = description.parent
             listing = _listing(folder)
             if listing is not None:
@@ -184,14 +184,18 @@ class Cache:
                 used = description.stat().st_mtime
                 yield Entry(folder.parts[-3], folder.name, folder, size, used)
 
+    def is_whole(self, folder: Path) -> bool:
+        """Whether a folder holds what its list says: every file is held against its digest."""
+        listing = _listing(folder)
+        return listing is not None and all(
+            _whole(folder / name, file, read=True) for name, file in listing.items()
+        )
+
     def verify(self) -> list[Entry]:
         """Reads every entry and removes those whose contents changed; returns the removed ones."""
         damaged = []
         for folder in sorted(self.root.glob("*/*/*")):
-            listing = _listing(folder)
-            if listing is None or not all(
-                _whole(folder / name, file, read=True) for name, file in listing.items()
-            ):
+            if not self.is_whole(folder):
                 self._remove(folder)
                 damaged.append(Entry(folder.parts[-3], folder.name, folder, 0, 0.0))
         return damaged
@@ -258,7 +262,7 @@ class Cache:
 
 def _listing(place: Path) -> dict[str, Any] | None:
     try:
-        data = json.loads((place / _ENTRY).read_text(encoding="utf-8"))
+        data = json.loads((place / ENTRY).read_text(encoding="utf-8"))
         return dict(data["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -276,6 +280,6 @@ def _whole(path: Path, file: Mapping[str, Any], *, read: bool) -> bool:
 
 def _touch(place: Path) -> None:
     try:
-        os.utime(place / _ENTRY)
+        os.utime(place / ENTRY)
     except OSError:
         return  # a read-only cache can still be read
