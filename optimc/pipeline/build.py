@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from optimc.core.digest import digest_of
 from optimc.core.errors import CellError, InputError, OptimcError, WorkerError
 from optimc.core.files import check_folder
+from optimc.core.leftovers import remove_leftovers
 from optimc.core.model import OnnxModel
 from optimc.core.passes import Input
 from optimc.core.worker import Limits
@@ -102,6 +104,8 @@ class Build:
 
         self.plan = make_plan(self.recipe, variant=self.options.variant, target=self.options.target)
         check_folder(self.options.out, "-o DIR")
+        for folder in (self.options.out, self.recipe.folder, Path(tempfile.gettempdir())):
+            remove_leftovers(folder)  # of builds that were killed
         dumps = [Dumper(self.options.dump)] if self.options.dump else []
         self.observers: Sequence[BuildObserver] = (self.observer, *dumps)
         if self.options.locked:

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from optimc.core.errors import InputError
-from optimc.core.files import TEMPORARY_PREFIX, file_sha256
+from optimc.core.files import file_sha256
+from optimc.core.leftovers import TEMPORARY_PREFIX, remove_leftovers, temporary_prefix
 
 FOLDER_VARIABLE = "OPTIMC_CACHE_DIR"
 SIZE_VARIABLE = "OPTIMC_CACHE_SIZE_GB"
@@ -81,7 +82,7 @@ class Cache:
         if enabled:
             self.folder = default_folder() if folder is None else folder
         else:
-            self._temporary = tempfile.TemporaryDirectory(prefix="optimc-")
+            self._temporary = tempfile.TemporaryDirectory(prefix=temporary_prefix())
             self.folder = Path(self._temporary.name)
         self.root = self.folder / LAYOUT
         try:
@@ -103,7 +104,7 @@ class Cache:
         Raises InputError where the cache cannot be written to.
         """
         try:
-            folder = tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=self.folder)
+            folder = tempfile.TemporaryDirectory(prefix=temporary_prefix(), dir=self.folder)
         except OSError as error:
             raise self._refused(error.strerror) from error
         with folder as name:
@@ -138,7 +139,7 @@ class Cache:
         place = self._place(kind, key)
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=self.root))
+            temporary = Path(tempfile.mkdtemp(prefix=temporary_prefix(), dir=self.root))
             try:
                 write(temporary)
                 self._describe(temporary)
@@ -237,7 +238,9 @@ class Cache:
         return freed
 
     def _remove_leftovers(self, older_than: float) -> None:
+        """Those of processes that are gone, and old ones of machines that nobody here knows."""
         for folder in (self.root, self.folder):
+            remove_leftovers(folder)
             for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
                 try:
                     old = time.time() - path.stat().st_mtime > older_than
@@ -249,7 +252,7 @@ class Cache:
     def _remove(self, place: Path) -> None:
         """Renames first, so that no reader ever sees half an entry."""
         try:
-            aside = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=self.root))
+            aside = Path(tempfile.mkdtemp(prefix=temporary_prefix(), dir=self.root))
             try:
                 os.replace(place, aside / "entry")
             finally:

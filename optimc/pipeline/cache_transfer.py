@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from optimc.core.errors import InputError
-from optimc.core.files import TEMPORARY_PREFIX, atomic_write
+from optimc.core.files import atomic_write
+from optimc.core.leftovers import temporary_prefix
 from optimc.pipeline.cache import ENTRY, LAYOUT, Cache, Entry
 
 _PLACE = re.compile(
@@ -117,7 +118,7 @@ def _take_in(
 ) -> None:
     """Unpacks one entry aside, holds it against its own list, and makes it one of the cache."""
     prefix = f"{LAYOUT}/{kind}/{key[:2]}/{key}/"
-    aside = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=cache.root))
+    aside = Path(tempfile.mkdtemp(prefix=temporary_prefix(), dir=cache.root))
     try:
         for member in members:
             inside = member.replace(name=member.name.removeprefix(prefix), deep=False)

@@ -11,7 +11,7 @@ import numpy as np
 
 from optimc import __version__
 from optimc.core.errors import CellError, InputError, OptimcError
-from optimc.core.files import atomic_folder, file_sha256
+from optimc.core.files import alone_in, atomic_folder, file_sha256
 from optimc.core.targets import Engine, Target
 from optimc.pipeline import assemble
 from optimc.pipeline.assemble import CellResult, figures_of, skipped
@@ -227,8 +227,9 @@ def finish(build: Build) -> schema.Report:
     build.observer.on_stage("writing")
     lock_state = _lock(build, gate)
     report = _report(build, gate, timings, source_metrics, lock_state)
-    write_artifacts(build)
-    build.files = write_report(report, build.options.out)
+    with alone_in(build.options.out):
+        write_artifacts(build)
+        build.files = write_report(report, build.options.out)
     return report
 
 
