@@ -142,7 +142,8 @@ def _count(report: Report, outcome: Outcome) -> None:
         outcome.verdicts[what] = outcome.verdicts.get(what, 0) + 1
 
     for cell in report.results:
-        add(f"cell {cell.status}")
+        honest = [text for text in _HONEST if text in str(cell.reason)]
+        add(f"cell {cell.status}{': ' + honest[0] if honest else ''}")
         if cell.status == "failed" and not any(text in str(cell.reason) for text in _HONEST):
             outcome.finds.append(f"{cell.name} failed: {cell.reason}")
         for line in cell.passes:

@@ -33,8 +33,11 @@ def wide_model_of(choices: Choices, max_steps: int) -> OnnxModel:
     m = Making(choices, builder)
     _inputs(m)
     steps = (*STEPS, *FUSE_STEPS, *WIDE_STEPS, *CONTROL_STEPS)
-    if m.flag():
-        steps = (*steps, *HEAVY_STEPS, *HEAVY_STEPS)
+    for _ in range(m.integer(0, 8)):
+        # Precision passes find nothing to do without a product: the first values get some.
+        source = m.pick()
+        made = m.choose(HEAVY_STEPS)(m, source) if source else None
+        m.values += [made] if made is not None else []
     for _ in range(m.integer(1, max_steps)):
         source = m.pick()
         assert source is not None
