@@ -1,12 +1,13 @@
-"""Fuzzes passes and the whole pipeline with generated graphs, within a time limit.
+"""Fuzzes passes and the whole pipeline with generated graphs or bad inputs, within a time limit.
 
     python bench/fuzz.py --graphs 10000 --seconds 600 --runtime onnxruntime --seed 0
+    python bench/fuzz.py --inputs 10000 --seconds 600 --seed 0
 
 Each graph is built by `optimc build` in process, in several variants, and what is delivered is held
 against the source on inputs of their own. Children do the work, so that a native crash or a hang is
-a find like any other. Prints totals as JSON: graphs, verdicts, operators and opsets met, finds.
-Seeds of finds are kept with model and recipe in the folder --keep. Exit code 1 where a wrong result
-was delivered or something broke.
+a find like any other, as is a bad input that takes over 10 s. Prints totals as JSON: graphs,
+verdicts, operators and opsets met, finds. Seeds of finds are kept with model and recipe in the
+folder --keep. Exit code 1 where a wrong result was delivered or something broke.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import select
 import subprocess
 import sys
@@ -24,12 +26,16 @@ from typing import Any
 CHUNK = 200
 """Graphs of one child: what runtimes leak goes with it."""
 HANG_S = 60.0
+MEMORY_BYTES = 4_000_000_000
+"""What one child may use."""
+ROOT = Path(__file__).parents[1]
 
 
 def main() -> int:
     """Runs the command line that the module describes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--graphs", type=int, default=1000)
+    parser.add_argument("--inputs", type=int, help="so many bad inputs in place of graphs")
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--runtime", choices=["onnxruntime", "openvino"], default="onnxruntime")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
@@ -37,6 +43,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="a file for one line of JSON a graph")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.graphs = options.inputs or options.graphs
     return child(options) if options.child else parent(options)
 
 
@@ -45,9 +52,14 @@ def child(options: argparse.Namespace) -> int:
     import warnings
 
     from optimc.testing.fuzzing import fuzz_seed, keep_find
+    from optimc.testing.input_fuzzing import fuzz_input
 
     warnings.simplefilter("ignore")
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     for seed in range(options.seed, options.seed + options.graphs):
+        if options.inputs:
+            print(fuzz_input(seed, ROOT / "recipes").json(), flush=True)
+            continue
         outcome = fuzz_seed(seed, options.runtime)
         if outcome.finds and options.keep:
             keep_find(outcome, options.keep, options.runtime)
@@ -89,7 +101,8 @@ def run_chunk(
     options: argparse.Namespace, seed: int, count: int, seconds: float
 ) -> tuple[list[dict[str, Any]], str | None]:
     """The outcomes of one child, and how it died or hung, or None."""
-    command = [sys.executable, __file__, "--child", "--seed", str(seed), "--graphs", str(count)]
+    what = "--inputs" if options.inputs else "--graphs"
+    command = [sys.executable, __file__, "--child", "--seed", str(seed), what, str(count)]
     command += ["--runtime", options.runtime]
     command += ["--keep", str(options.keep)] if options.keep else []
     found: list[dict[str, Any]] = []
