@@ -48,7 +48,10 @@ class Oracle:
             if digest in self._known:
                 self._known.move_to_end(digest)
                 return self._known[digest]
-            answers = self.run(path)
+            # The first probes again, in one session: a fresh one would draw the same numbers.
+            answers = self._ask(path, (*self.probes, *self.probes[:_REPEATED]))
+            self._again[digest] = answers[len(self.probes) :]
+            answers = answers[: len(self.probes)]
             self._known[digest] = answers
             while len(self._known) > 2 and self._remembered() > _REMEMBERED_BYTES:
                 self._known.popitem(last=False)
@@ -95,12 +98,11 @@ class Oracle:
         """The other outputs, each with the reason. Raises what `outputs` raises."""
         with self._turn:
             if model.digest not in self._unstable:
-                # In one session: a fresh one would draw the same numbers from the same seed.
-                probes = self.probes[:_REPEATED]
-                answers = self._ask(path, [*probes, *probes])
-                first, again = answers[: len(probes)], answers[len(probes) :]
-                self._unstable[model.digest] = unstable_outputs(model.ir, first, again)
-                self._again[model.digest] = again
+                first = self.outputs(model.digest, path)
+                again = self._again[model.digest]
+                self._unstable[model.digest] = unstable_outputs(
+                    model.ir, first[: len(again)], again
+                )
             return self._unstable[model.digest]
 
     def wrong_form(self, model: OnnxModel, path: Path, candidate: Sequence[Outputs]) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -70,10 +70,14 @@ class Outcome:
 def recipe_text(seed: int, runtime: Runtime, model: OnnxModel) -> str:
     """A recipe over all passes. One variant of the precision variants a seed, plain ones always."""
     lossy = ("fp16", "int8", "dynamic", "folded")[seed % 4]
-    names = ["fp32", lossy] if seed % 8 else ["plain", "fp32", lossy]
+    return recipe_of(["fp32", lossy] if seed % 8 else ["plain", "fp32", lossy], runtime, model)
+
+
+def recipe_of(names: Sequence[str], runtime: Runtime, model: OnnxModel) -> str:
+    """A recipe over these of `VARIANTS`."""
     variants = "\n".join(f"  {name}: {VARIANTS[name]}" for name in names)
     return (
-        f"model: {{onnx: model.onnx}}\nseed: {seed % 1000}\nvariants:\n{variants}\n"
+        f"model: {{onnx: model.onnx}}\nvariants:\n{variants}\n"
         f"targets: {{engine: {{runtime: {runtime}, threads: 1}}}}\n"
         f"{_dims(model)}"
     )
@@ -85,18 +89,31 @@ def _dims(model: OnnxModel) -> str:
     return f"dims: {{{symbols}}}\n"
 
 
-def fuzz_seed(seed: int, runtime: Runtime, model: OnnxModel | None = None) -> Outcome:
-    """Builds the graph of `seed` (or `model`) for `runtime` and judges what came out."""
+def fuzz_seed(seed: int, runtime: Runtime) -> Outcome:
+    """Builds the graph of `seed` for `runtime` and judges what came out, on new inputs."""
+    from optimc.testing.runs import seeded_feeds
+
+    model = wide_model(seed)
+    feeds = seeded_feeds(model, sizes=(2, 1), seed=seed + 1)
+    recipe = recipe_text(seed, runtime, model)
+    return judge_model(seed, model, recipe, feeds, external=seed % 10 == 7)
+
+
+def judge_model(
+    seed: int, model: OnnxModel, recipe: str, feeds: Sequence[Any], *, external: bool = False
+) -> Outcome:
+    """Builds `model` by `recipe`, and holds what is delivered against it on `feeds`.
+
+    With `external` the weights lie in a file beside the model.
+    """
     import onnx_ir
 
-    if model is None:
-        model = wide_model(seed)
     proto = onnx_ir.to_proto(model.ir)
     outcome = Outcome(seed, proto.opset_import[0].version, sorted(_operators(proto.graph)))
     with tempfile.TemporaryDirectory(prefix="optimc-fuzz-") as name:
         folder = Path(name)
-        _write(proto, folder, external=seed % 10 == 7)
-        (folder / "recipe.yaml").write_text(recipe_text(seed, runtime, model), encoding="utf-8")
+        _write(proto, folder, external=external)
+        (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
         try:
             report = _build(folder)
         except OptimcError as error:
@@ -110,7 +127,7 @@ def fuzz_seed(seed: int, runtime: Runtime, model: OnnxModel | None = None) -> Ou
         _count(report, outcome)
         for cell in report.results:
             if cell.status == "built":
-                outcome.finds += _wrong(model, folder, cell, seed)
+                outcome.finds += _wrong(model, folder, cell, feeds)
     return outcome
 
 
@@ -154,14 +171,13 @@ def _count(report: Report, outcome: Outcome) -> None:
         add(f"engine {getattr(engine, 'verdict', 'not built')}")
 
 
-def _wrong(model: OnnxModel, folder: Path, cell: Cell, seed: int) -> Iterator[str]:
+def _wrong(model: OnnxModel, folder: Path, cell: Cell, feeds: Sequence[Any]) -> Iterator[str]:
     """How the delivered engine is wrong on inputs that verification has not seen."""
     import numpy as np
 
     from optimc.pipeline.compare import compare_outputs
-    from optimc.testing.runs import run_model, seeded_feeds
+    from optimc.testing.runs import run_model
 
-    feeds = seeded_feeds(model, sizes=(2, 1), seed=seed + 1)
     expected = run_model(model, feeds)
     place = folder / "out" / "artifacts" / cell.variant / cell.target
     found = _run_delivered(place, feeds)
