@@ -291,11 +291,12 @@ def _logic(m: Making, x: Value) -> Value | None:
 
 
 def _where(m: Making, x: Value) -> Value | None:
-    mask = m.pick(lambda value: value.dims == x.dims, dtype="bool")
-    if mask is None:
+    source = m.pick(lambda value: value.exact and value.dims == x.dims)
+    if source is None:
         return None
+    mask = m.builder.node("Greater", source.name, m.number((0.0, 1.0)))
     sides = m.shuffled([x.name, m.number()])
-    return m.node("Where", mask.name, *sides, dims=x.dims)
+    return m.node("Where", mask, *sides, dims=x.dims)
 
 
 def _lookup(m: Making, x: Value) -> Value | None:

@@ -30,9 +30,8 @@ def _runs(model: OnnxModel, feeds: Mapping[str, Any]) -> bool:
     return True
 
 
-def _judged(
-    name: str, proto: onnx.ModelProto, feeds: Iterable[Mapping[str, Any]]
-) -> Outcome | None:
+def _judged(proto: onnx.ModelProto, feeds: Iterable[Mapping[str, Any]]) -> Outcome | None:
+    """None where ONNX Runtime does not run the model."""
     model = as_model(proto)
     inputs = {spec.name for spec in model.signature.inputs}
     given = [{n: a for n, a in feed.items() if n in inputs} for feed in feeds]
