@@ -102,7 +102,10 @@ def build(
     ] = False,
     verify: Annotated[
         Literal["fast", "full", "off"],
-        typer.Option(help="How much data passes and engines have to prove themselves on."),
+        typer.Option(
+            help="What passes and engines have to prove themselves on: some inputs, all corners of "
+            "the dims and more samples, or nothing: then every verdict is `unverified`."
+        ),
     ] = "fast",
     limit: Annotated[
         Optional[list[str]],  # noqa: UP045

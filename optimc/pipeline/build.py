@@ -193,14 +193,16 @@ class Build:
         self.reach: Reach | None = None
         if self.options.verify == "off":
             return []
-        candidates = probes.steering()
         with Oracle(probes.for_passes(self.options.verify), self.limits) as oracle:
             try:
-                found = reach_of(self.start.model, oracle, candidates, self.cache, reach_code())
+                found = reach_of(self.start.model, oracle, probes, self.cache, reach_code())
             except WorkerError as error:
                 self.warnings.append(f"what the probes reach is not known: {error.what}")
                 return []
         self.reach = found
+        if not found.steering:
+            return []
+        candidates = probes.steering()
         return [candidates[index] for index in found.steering]
 
     def _probes(self) -> ProbeSource:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from optimc.core.digest import digest_of
 from optimc.core.errors import VerificationError
-from optimc.pipeline.probes import Probe, probes_digest
+from optimc.pipeline.probes import Probe, ProbeSource, probes_digest
 from optimc.pipeline.steering import ROUNDS
 from optimc.pipeline.versions import compiler_digest, tool_versions
 
@@ -66,34 +66,38 @@ class Body:
 def reach_of(
     model: OnnxModel,
     oracle: Oracle,
-    candidates: Sequence[Probe],
+    source: ProbeSource,
     store: Store,
     code: str,
 ) -> Reach:
-    """What the oracle's probes, and the best of `candidates`, reach of `model`.
+    """What the oracle's probes, and the best of `source.steering()`, reach of `model`.
 
+    Candidates are only made for models with bodies: for large inputs they are many bytes.
     Remembered in `store` under the contents of all; `code` names the code that found it out.
     """
     key = digest_of(
         ["reach", model.digest, model.names_digest, code],
-        [probes_digest(oracle.probes), probes_digest(candidates)],
+        [probes_digest(oracle.probes), source.seed],
+        {name: dim.model_dump(mode="json") for name, dim in source.dims.items()},
+        {name: spec.model_dump(mode="json") for name, spec in source.inputs.items()},
     )
     entry = store.get("reach", key)
     if entry is None:
 
         def write(folder: Path) -> None:
-            found = _reach(model, oracle, candidates)
+            found = _reach(model, oracle, source)
             (folder / "reach.json").write_text(json.dumps(asdict(found)), encoding="utf-8")
 
         entry = store.put("reach", key, write)
     return Reach(**json.loads((entry / "reach.json").read_text(encoding="utf-8")))
 
 
-def _reach(model: OnnxModel, oracle: Oracle, candidates: Sequence[Probe]) -> Reach:
+def _reach(model: OnnxModel, oracle: Oracle, source: ProbeSource) -> Reach:
     nodes = model.stats.nodes
     bodies = bodies_of(model)
     if not bodies:
         return Reach(nodes)
+    candidates = source.steering()
     try:
         runs = _marks(model, oracle, [*oracle.probes, *candidates])
     except VerificationError:

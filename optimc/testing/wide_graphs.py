@@ -6,11 +6,16 @@ dims of zero, initializers that several readers and subgraphs share, names that 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from optimc.core.model import OnnxModel
 from optimc.testing.fuse_strategies import FUSE_STEPS
-from optimc.testing.graph_strategies import STEPS, Choices, Dims, Making, Seeded, Step, Value
+from optimc.testing.graph_strategies import STEPS, Choices, Dims, Drawn, Making, Seeded, Step, Value
 from optimc.testing.graphs import GraphBuilder
 from optimc.testing.wide_steps import HEAVY_STEPS, WIDE_STEPS
+
+if TYPE_CHECKING:
+    from hypothesis import strategies as st
 
 WIDE_OPSETS = tuple(range(13, 25))
 """Up to the newest that ONNX Runtime has kernels for."""
@@ -25,6 +30,13 @@ _INNER = ("Relu", "Neg", "Tanh", "Sigmoid", "Abs", "Identity")
 def wide_model(seed: int, max_steps: int = 14) -> OnnxModel:
     """The model of this seed, with inferred shapes; the same seed makes the same model."""
     return wide_model_of(Seeded(seed), max_steps)
+
+
+def wide_models(max_steps: int = 10) -> st.SearchStrategy[OnnxModel]:
+    """The same for Hypothesis, which shrinks what fails (it needs the extra `dev`)."""
+    from hypothesis import strategies as st
+
+    return st.composite(lambda draw: wide_model_of(Drawn(draw), max_steps))()
 
 
 def wide_model_of(choices: Choices, max_steps: int) -> OnnxModel:

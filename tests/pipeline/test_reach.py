@@ -70,11 +70,11 @@ def _source(model: OnnxModel, **inputs: InputSpec) -> ProbeSource:
 
 def _reached(model: OnnxModel, folder: Path, **inputs: InputSpec) -> tuple[Reach, list[str]]:
     source = _source(model, **inputs)
-    candidates = source.steering()
     store = FolderStore(folder)
     with inline_workers(), Oracle(source.for_passes("fast"), Limits()) as oracle:
-        found = reach_of(model, oracle, candidates, store, reach_code())
-        assert reach_of(model, oracle, candidates, store, reach_code()) == found
+        found = reach_of(model, oracle, source, store, reach_code())
+        assert reach_of(model, oracle, source, store, reach_code()) == found
+    candidates = source.steering()
     return found, [candidates[index].label for index in found.steering]
 
 
