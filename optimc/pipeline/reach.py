@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from optimc.core.digest import digest_of
 from optimc.core.errors import VerificationError
+from optimc.core.leftovers import temporary_prefix
 from optimc.pipeline.probes import Probe, ProbeSource, probes_digest
 from optimc.pipeline.steering import ROUNDS
 from optimc.pipeline.versions import compiler_digest, tool_versions
@@ -201,7 +202,7 @@ def _marks(
         value = marked.outputs[0]
         value.name, value.type, value.shape = f"{body.mark}value", old.type, old.shape
         graph.outputs[0] = value
-    with tempfile.TemporaryDirectory(prefix="optimc-marked-") as folder:
+    with tempfile.TemporaryDirectory(prefix=temporary_prefix()) as folder:
         path = Path(folder) / "model.onnx"
         OnnxModel(copy.ir).write_onnx(path)
         return oracle.marks(path, probes, MARK)
