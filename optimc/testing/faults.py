@@ -37,9 +37,10 @@ class Faults:
     def due(self, call: str, path: Any) -> bool:
         """Counts a call on `path`; whether it is the one that fails."""
         try:
-            place = os.fspath(path)
-        except TypeError:
-            return False  # a file descriptor
+            place = os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else path
+            place = os.fspath(place)
+        except (OSError, TypeError):
+            return False
         if not isinstance(place, str) or not any(
             os.path.abspath(place).startswith(f"{folder}{os.sep}") for folder in self.folders
         ):
@@ -66,6 +67,8 @@ class _Short(io.FileIO):
 
 
 def _error(path: Any, number: int) -> OSError:
+    if isinstance(path, int):
+        return OSError(number, os.strerror(number))
     return OSError(number, os.strerror(number), os.fspath(path))
 
 
@@ -109,4 +112,5 @@ _CALLS = {
     "mkdir": errno.ENOSPC,
     "utime": errno.EIO,
     "chmod": errno.EIO,
+    "fsync": errno.EIO,
 }
