@@ -20,6 +20,7 @@ from optimc.calibration.checks import fixed_batch
 from optimc.calibration.table import read_table, write_table
 from optimc.core.digest import digest_of
 from optimc.core.errors import InputError
+from optimc.core.leftovers import temporary_prefix
 from optimc.core.statistics import TensorStatistics
 from optimc.core.worker import Limits, Worker
 
@@ -193,7 +194,7 @@ def _file_of(model: OnnxModel) -> Iterator[Path]:
     if model.path is not None:
         yield model.path
         return
-    with tempfile.TemporaryDirectory(prefix="optimc-calibration-") as folder:
+    with tempfile.TemporaryDirectory(prefix=temporary_prefix()) as folder:
         path = Path(folder) / "model.onnx"
         model.write_onnx(path)
         yield path

@@ -27,7 +27,8 @@ class RandomDataset(Dataset):
     uniform over the range, both ends included, 0 and 1 where there is none; booleans are fair.
     Symbolic dims take the size that `dims` gives. Axis 0 counts the samples where it is symbolic;
     a fixed axis 0 of N makes every N samples one feed. An input that is one number has no such
-    axis: it is the same for the samples of a batch, so such models want batches of 1.
+    axis, nor has one of a fixed axis 0 beside inputs of another: it is the same for the samples of
+    a batch, so such models want batches of 1.
 
     Raises InputError for inputs of another type (strings) and dims without a size.
     """
@@ -43,8 +44,11 @@ class RandomDataset(Dataset):
         self.where = "random data"
         self._seed = seed
         self._samples = samples
-        self._specs = {spec.name: _sample_spec(spec, dims) for spec in signature.inputs}
-        self._single = {spec.name for spec in signature.inputs if spec.shape == ()}
+        self._single = _without_samples(signature)
+        self._specs = {
+            spec.name: _sample_spec(spec, dims, 0 if spec.name in self._single else 1)
+            for spec in signature.inputs
+        }
         self._ranges = {name: ranges.get(name) for name in self._specs}
 
     def __len__(self) -> int:
@@ -78,7 +82,20 @@ class RandomDataset(Dataset):
         return {name: _draw(random, spec, self._ranges[name]) for name, spec in self._specs.items()}
 
 
-def _sample_spec(spec: TensorSpec, dims: Mapping[str, int]) -> TensorSpec:
+def _without_samples(signature: Signature) -> set[str]:
+    """The inputs that have no axis for samples."""
+    shapes = [spec.shape for spec in signature.inputs]
+    shared = all(shapes) and len({shape[0] for shape in shapes if shape}) == 1
+    return {
+        spec.name
+        for spec in signature.inputs
+        if spec.shape == ()
+        or (spec.shape and isinstance(spec.shape[0], int) and (not shared or not spec.shape[0]))
+    }
+
+
+def _sample_spec(spec: TensorSpec, dims: Mapping[str, int], first: int) -> TensorSpec:
+    """A sample of the input: the axes from `first` on."""
     from optimc.core.model import TensorSpec
 
     if spec.dtype.rstrip("0123456789") not in ("float", "int", "uint", "bool", "bfloat"):
@@ -91,13 +108,13 @@ def _sample_spec(spec: TensorSpec, dims: Mapping[str, int]) -> TensorSpec:
             f"no random data can be made for the input `{spec}`, whose rank is not known",
             fix="declare its shape in the recipe, under `inputs`",
         )
-    missing = [dim for dim in spec.shape[1:] if isinstance(dim, str) and dim not in dims]
+    missing = [dim for dim in spec.shape[first:] if isinstance(dim, str) and dim not in dims]
     if missing:
         raise InputError(
             f"the dim `{missing[0]}` of the input `{spec.name}` has no size",
             fix=f"dims: {{{missing[0]}: {{min: 1, typical: 1, max: 1}}}}",
         )
-    shape = tuple(dims[dim] if isinstance(dim, str) else dim for dim in spec.shape[1:])
+    shape = tuple(dims[dim] if isinstance(dim, str) else dim for dim in spec.shape[first:])
     return TensorSpec(spec.name, spec.dtype, shape)
 
 

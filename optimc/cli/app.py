@@ -74,7 +74,9 @@ def build(
     ] = False,
     offline: Annotated[
         bool,
-        typer.Option("--offline", help="Use no network. optimc never does; for scripts that ask."),
+        typer.Option(
+            "--offline", help="Refuse connections of user code, too; optimc itself makes none."
+        ),
     ] = False,
     untrusted: Untrusted = False,
     no_cache: Annotated[
@@ -88,7 +90,10 @@ def build(
     ] = False,
     verify: Annotated[
         Literal["fast", "full", "off"],
-        typer.Option(help="How much data passes and engines have to prove themselves on."),
+        typer.Option(
+            help="What passes and engines have to prove themselves on: some inputs, all corners of "
+            "the dims and more samples, or nothing: then every verdict is `unverified`."
+        ),
     ] = "fast",
     limit: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -111,6 +116,10 @@ def build(
     """
     from optimc.cli.build import run_build
 
+    if offline:
+        from optimc.core.offline import refuse_network
+
+        refuse_network()
     return run_build(
         recipe,
         out=out,
@@ -287,7 +296,8 @@ def bundle(
 app.add_typer(culprits_app)
 
 cache_app = typer.Typer(
-    help="Look after the cache: where it is, how big, verify, prune, clear.", no_args_is_help=True
+    help="Look after the cache: where it is, how big, verify, prune, clear, export, import.",
+    no_args_is_help=True,
 )
 app.add_typer(cache_app, name="cache")
 
@@ -327,3 +337,31 @@ def cache_clear() -> int:
     from optimc.cli.cache import run_clear
 
     return run_clear()
+
+
+@cache_app.command("export")
+def cache_export(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The tar file to write.")],
+) -> int:
+    """Write every entry into one tar file, for a machine without a network.
+
+    Example: optimc cache export cache.tar
+    """
+    from optimc.cli.cache import run_export
+
+    return run_export(file)
+
+
+@cache_app.command("import")
+def cache_import(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `optimc cache export` wrote.")],
+) -> int:
+    """Take in the entries of an exported file, each held against its digests.
+
+    Import only from machines whose builds you would ship: an entry is taken for what its key says.
+
+    Example: optimc cache import cache.tar
+    """
+    from optimc.cli.cache import run_import
+
+    return run_import(file)

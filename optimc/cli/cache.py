@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 from optimc.pipeline.cache import Cache
 
@@ -41,6 +42,24 @@ def run_prune(size_gb: float | None) -> int:
 def run_clear() -> int:
     """Removes everything."""
     print(f"freed {_mb(Cache().clear())}")
+    return 0
+
+
+def run_export(file: Path) -> int:
+    """Writes the tar file and says how much is in it."""
+    from optimc.pipeline.cache_transfer import export_cache
+
+    entries = export_cache(Cache(), file)
+    print(f"exported {len(entries)} entries, {_mb(sum(entry.bytes for entry in entries))}")
+    return 0
+
+
+def run_import(file: Path) -> int:
+    """Takes the entries in and says how many are new."""
+    from optimc.pipeline.cache_transfer import import_cache
+
+    new, known = import_cache(Cache(), file)
+    print(f"imported {new} entries, {known} were there")
     return 0
 
 

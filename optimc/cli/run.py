@@ -122,5 +122,13 @@ def _say(text: str) -> None:
 
 
 def printable(text: str) -> str:
-    """`text` with control characters escaped: names from files must not steer the terminal."""
-    return "".join(c if c in "\n\t" or c.isprintable() else repr(c)[1:-1] for c in text)
+    """`text` with control characters escaped: names from files must not steer the terminal.
+
+    Nor a build server: names may hold line ends, and a line that begins with `::` is a command.
+    """
+    from optimc.report.escape import log_line, log_text
+
+    return "\n".join(
+        log_line("\t".join(log_text(part) for part in line.split("\t")))
+        for line in text.split("\n")
+    )

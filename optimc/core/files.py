@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -14,8 +16,9 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from optimc.core.errors import InputError
+from optimc.core.leftovers import temporary_prefix
 
-TEMPORARY_PREFIX = ".optimc-tmp-"
+_TRIES = 20
 
 
 def _write_refused(path: Path, error: OSError) -> InputError:
@@ -38,7 +41,7 @@ def atomic_write(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]
     Text is UTF-8 with ``\\n`` line ends. Raises `InputError` where the disk or the folder refuses.
     """
     path = Path(path)
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}")
+    temporary = path.with_name(f"{temporary_prefix()}{path.name}")
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +63,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=temporary_prefix(), dir=path.parent))
     except OSError as error:
         raise _write_refused(path, error) from error
     try:
@@ -73,22 +76,63 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def replace_folder(new: Path, path: Path) -> None:
-    """Puts the folder `new` in the place of `path` (which may exist), on one file system."""
+    """Puts the folder `new` in the place of `path` (which may exist), on one file system.
+
+    Where another process does the same at the same time, one after the other is in the place, each
+    whole.
+    """
     os.chmod(new, 0o755)
-    if not path.exists():
-        os.replace(new, path)
-        return
-    # A folder cannot replace a full folder in one step: the old one is moved aside first.
-    aside = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent))
+    for _ in range(_TRIES):
+        if not path.exists():
+            try:
+                os.replace(new, path)
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+        if _exchanged(new, path):
+            return
+    raise OSError(errno.EBUSY, "another process keeps writing here", str(path))
+
+
+def _exchanged(new: Path, path: Path) -> bool:
+    """Moves what stands at `path` aside and `new` there; False where another process was faster.
+
+    A folder cannot replace a full folder in one step. Where `new` cannot be moved, the old one goes
+    back.
+    """
+    aside = Path(tempfile.mkdtemp(prefix=temporary_prefix(), dir=path.parent))
     try:
-        os.replace(path, aside / "old")
+        try:
+            os.replace(path, aside / "old")
+        except FileNotFoundError:
+            return False
         try:
             os.replace(new, path)
-        except OSError:
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return False
             os.replace(aside / "old", path)
             raise
+        return True
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """While the block runs, no other process is in such a block for the same folder.
+
+    By flock(2) on the folder itself, which goes with the process; where the file system knows no
+    such lock, nothing is held.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def check_folder(folder: Path, option: str) -> None:
@@ -101,7 +145,7 @@ def check_folder(folder: Path, option: str) -> None:
         raise InputError("this is a file, not a folder", where=str(folder), fix=fix)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(prefix=TEMPORARY_PREFIX, dir=folder) as file:
+        with tempfile.TemporaryFile(prefix=temporary_prefix(), dir=folder) as file:
             file.write(bytes(4096))
     except OSError as error:
         what = f"nothing can be written here: {error.strerror or error}"

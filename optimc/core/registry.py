@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, distributions, entry_points
 from typing import Any
 
 from optimc.core.errors import InputError, unknown_name
@@ -64,7 +64,26 @@ def _built_in_passes() -> frozenset[str]:
 
 @cache
 def _plugins(group: str) -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group=group)}
+    try:
+        return {entry.name: entry for entry in entry_points(group=group)}
+    except Exception as error:  # whatever a damaged file makes of Python's own parser
+        raise _damaged(error) from error
+
+
+def _damaged(error: Exception) -> InputError:
+    """The error that names the package whose metadata cannot be read."""
+    where = None
+    for distribution in distributions():
+        try:
+            list(distribution.entry_points)
+        except Exception:  # noqa: BLE001 (this is the one that is looked for)
+            where = str(distribution.locate_file(""))
+            break
+    return InputError(
+        f"the metadata of an installed package cannot be read: {error}",
+        where=where,
+        fix="reinstall the package, or remove its .dist-info folder",
+    )
 
 
 @cache

@@ -31,6 +31,7 @@ from optimc.core.errors import (
     WorkerMemoryError,
     WorkerTimeoutError,
 )
+from optimc.core.leftovers import temporary_prefix
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -153,7 +154,7 @@ class Worker:
         # A killed worker cannot tidy up: its temporary files lie where the parent removes them.
         self._scratch = ""
         try:
-            self._scratch = tempfile.mkdtemp(prefix="optimc-worker-")
+            self._scratch = tempfile.mkdtemp(prefix=temporary_prefix())
             self._process = self._started(theirs, environment or {})
         except BaseException:
             ours.close()

@@ -11,7 +11,7 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
-from optimc.core import custom_ops, descriptions
+from optimc.core import custom_ops, descriptions, offline
 from optimc.core.errors import OptimcError
 from optimc.core.worker import MEMORY_EXIT, pack, unpack
 
@@ -22,6 +22,7 @@ def main(descriptor: int, memory_bytes: int) -> None:
     """Serves calls from the pipe `descriptor` under the limit `memory_bytes` (0: none)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     descriptions.leave_out()
+    offline.inherit()
     _die_with_parent()
     _leave_no_core_file()
     if memory_bytes:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimc.core.digest import digest_of
-from optimc.core.errors import CellError, InputError, OptimcError
+from optimc.core.errors import CellError, InputError, OptimcError, WorkerError
 from optimc.core.files import check_folder
+from optimc.core.leftovers import remove_leftovers
 from optimc.core.model import OnnxModel
 from optimc.core.passes import Input
 from optimc.core.worker import Limits
@@ -32,7 +34,8 @@ from optimc.pipeline.outputs import verified_by
 from optimc.pipeline.parallel import run_side_by_side
 from optimc.pipeline.plan import Step, make_plan
 from optimc.pipeline.preprocess import starting_point
-from optimc.pipeline.probes import Effort, ProbeSource, probes_digest
+from optimc.pipeline.probes import Effort, Probe, ProbeSource, probes_digest
+from optimc.pipeline.reach import Reach, reach_code, reach_of
 from optimc.pipeline.verification import PASSED, PassVerifier, Segment, Verdict
 
 if TYPE_CHECKING:
@@ -103,6 +106,8 @@ class Build:
 
         self.plan = make_plan(self.recipe, variant=self.options.variant, target=self.options.target)
         check_folder(self.options.out, "-o DIR")
+        for folder in (self.options.out, self.recipe.folder, Path(tempfile.gettempdir())):
+            remove_leftovers(folder)  # of builds that were killed
         dumps = [Dumper(self.options.dump)] if self.options.dump else []
         self.observers: Sequence[BuildObserver] = (self.observer, *dumps)
         if self.options.locked:
@@ -155,10 +160,16 @@ class Build:
             result.reason = _reason(error, name)
         probes = self._probes()
         skip = "verification is off" if self.options.verify == "off" else None
+        steering = self._steering(probes)
         with (
-            Oracle(probes.for_passes(self.options.verify), self.limits) as pass_oracle,
-            Oracle(probes.for_engines(self.options.verify), self.limits) as engine_oracle,
+            Oracle(
+                (*probes.for_passes(self.options.verify), *steering), self.limits
+            ) as pass_oracle,
+            Oracle(
+                (*probes.for_engines(self.options.verify), *steering), self.limits
+            ) as engine_oracle,
         ):
+            self.probed = {"passes": len(pass_oracle.probes), "engines": len(engine_oracle.probes)}
             self.observer.on_stage("running passes")
             inner = InnerValues(verified_by(self.recipe), self.workspace)
             models = self._run_passes(
@@ -178,6 +189,28 @@ class Build:
             for name in models.keys() - built.keys():
                 prepare_kit(self, self.results[name], models[name], engine_oracle)
             self.legalized = legalize_cells(self, models, engine_oracle, skip)
+        for result in self.cells_alive():
+            result.unverified += [
+                f"no probe reaches the {body} ({count} nodes)"
+                for body, count in (self.reach.unreached if self.reach else {}).items()
+            ]
+
+    def _steering(self, probes: ProbeSource) -> list[Probe]:
+        """Finds out what the probes reach, and the inputs that reach more of it."""
+        self.reach: Reach | None = None
+        if self.options.verify == "off":
+            return []
+        with Oracle(probes.for_passes(self.options.verify), self.limits) as oracle:
+            try:
+                found = reach_of(self.start.model, oracle, probes, self.cache, reach_code())
+            except WorkerError as error:
+                self.warnings.append(f"what the probes reach is not known: {error.what}")
+                return []
+        self.reach = found
+        if not found.steering:
+            return []
+        candidates = probes.steering()
+        return [candidates[index] for index in found.steering]
 
     def _probes(self) -> ProbeSource:
         return ProbeSource(

@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from optimc.core.errors import InputError
-from optimc.core.files import TEMPORARY_PREFIX, file_sha256
+from optimc.core.files import file_sha256
+from optimc.core.leftovers import TEMPORARY_PREFIX, remove_leftovers, temporary_prefix
 
 FOLDER_VARIABLE = "OPTIMC_CACHE_DIR"
 SIZE_VARIABLE = "OPTIMC_CACHE_SIZE_GB"
 DEFAULT_SIZE_GB = 20.0
-_LAYOUT = "v1"
-_ENTRY = "entry.json"
+LAYOUT = "v1"
+ENTRY = "entry.json"
 _READ_BYTES = 16_000_000
 """Files up to this size are read and held against their digest whenever an entry is used."""
 _IN_USE_SECONDS = 3600.0
@@ -81,9 +82,9 @@ class Cache:
         if enabled:
             self.folder = default_folder() if folder is None else folder
         else:
-            self._temporary = tempfile.TemporaryDirectory(prefix="optimc-")
+            self._temporary = tempfile.TemporaryDirectory(prefix=temporary_prefix())
             self.folder = Path(self._temporary.name)
-        self.root = self.folder / _LAYOUT
+        self.root = self.folder / LAYOUT
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -103,7 +104,7 @@ class Cache:
         Raises InputError where the cache cannot be written to.
         """
         try:
-            folder = tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=self.folder)
+            folder = tempfile.TemporaryDirectory(prefix=temporary_prefix(), dir=self.folder)
         except OSError as error:
             raise self._refused(error.strerror) from error
         with folder as name:
@@ -138,7 +139,7 @@ class Cache:
         place = self._place(kind, key)
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=self.root))
+            temporary = Path(tempfile.mkdtemp(prefix=temporary_prefix(), dir=self.root))
             try:
                 write(temporary)
                 self._describe(temporary)
@@ -172,11 +173,11 @@ class Cache:
             for path in sorted(folder.rglob("*"))
             if path.is_file()
         }
-        (folder / _ENTRY).write_text(json.dumps({"files": files}), encoding="utf-8")
+        (folder / ENTRY).write_text(json.dumps({"files": files}), encoding="utf-8")
 
     def entries(self) -> Iterator[Entry]:
         """All whole entries."""
-        for description in sorted(self.root.glob(f"*/*/*/{_ENTRY}")):
+        for description in sorted(self.root.glob(f"*/*/*/{ENTRY}")):
             folder = description.parent
             listing = _listing(folder)
             if listing is not None:
@@ -184,14 +185,18 @@ class Cache:
                 used = description.stat().st_mtime
                 yield Entry(folder.parts[-3], folder.name, folder, size, used)
 
+    def is_whole(self, folder: Path) -> bool:
+        """Whether a folder holds what its list says: every file is held against its digest."""
+        listing = _listing(folder)
+        return listing is not None and all(
+            _whole(folder / name, file, read=True) for name, file in listing.items()
+        )
+
     def verify(self) -> list[Entry]:
         """Reads every entry and removes those whose contents changed; returns the removed ones."""
         damaged = []
         for folder in sorted(self.root.glob("*/*/*")):
-            listing = _listing(folder)
-            if listing is None or not all(
-                _whole(folder / name, file, read=True) for name, file in listing.items()
-            ):
+            if not self.is_whole(folder):
                 self._remove(folder)
                 damaged.append(Entry(folder.parts[-3], folder.name, folder, 0, 0.0))
         return damaged
@@ -233,7 +238,9 @@ class Cache:
         return freed
 
     def _remove_leftovers(self, older_than: float) -> None:
+        """Those of processes that are gone, and old ones of machines that nobody here knows."""
         for folder in (self.root, self.folder):
+            remove_leftovers(folder)
             for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
                 try:
                     old = time.time() - path.stat().st_mtime > older_than
@@ -245,7 +252,7 @@ class Cache:
     def _remove(self, place: Path) -> None:
         """Renames first, so that no reader ever sees half an entry."""
         try:
-            aside = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=self.root))
+            aside = Path(tempfile.mkdtemp(prefix=temporary_prefix(), dir=self.root))
             try:
                 os.replace(place, aside / "entry")
             finally:
@@ -258,7 +265,7 @@ class Cache:
 
 def _listing(place: Path) -> dict[str, Any] | None:
     try:
-        data = json.loads((place / _ENTRY).read_text(encoding="utf-8"))
+        data = json.loads((place / ENTRY).read_text(encoding="utf-8"))
         return dict(data["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -276,6 +283,6 @@ def _whole(path: Path, file: Mapping[str, Any], *, read: bool) -> bool:
 
 def _touch(place: Path) -> None:
     try:
-        os.utime(place / _ENTRY)
+        os.utime(place / ENTRY)
     except OSError:
         return  # a read-only cache can still be read

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from optimc.pipeline.recipe.schema import DimRange, Recipe
 
 RANDOM_SAMPLES = 64
-"""Seeded inputs that stand for calibration data where the recipe names none."""
+"""Seeded inputs that stand for calibration data where the recipe names none: at least so many."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,9 @@ class BuildData:
         """The first calibration samples, each feed as small as the model takes it."""
         found: list[Mapping[str, NDArray[Any]]] = []
         for batch in self.calibration.batches(self.feed):
-            whole = len(next(iter(batch.feeds.values()))) == self.feed
             if len(found) >= count:
                 break
-            if whole:
+            if batch.size >= self.feed:
                 found.append(batch.feeds)
         return found
 
@@ -82,7 +81,7 @@ def open_data(recipe: Recipe, signature: Signature) -> BuildData:
     bounds = {name: (dim.min, dim.max, dim.multiple_of) for name, dim in dims.items()}
     for dataset in splits.values():
         check_against(dataset, signature, bounds)
-    random = "calibration" not in splits
+    random, feed = "calibration" not in splits, fixed_batch(signature) or 1
     if random:
         ranges = {
             name: bound
@@ -90,8 +89,9 @@ def open_data(recipe: Recipe, signature: Signature) -> BuildData:
             if (bound := declared.range or declared.values)
         }
         sizes = {name: dim.typical for name, dim in dims.items()}
-        splits["calibration"] = RandomDataset(signature, sizes, ranges, recipe.seed, RANDOM_SAMPLES)
-    return BuildData(splits, dims, random, fixed_batch(signature) or 1)
+        samples = RANDOM_SAMPLES + -RANDOM_SAMPLES % feed
+        splits["calibration"] = RandomDataset(signature, sizes, ranges, recipe.seed, samples)
+    return BuildData(splits, dims, random, feed)
 
 
 def check_overlap(recipe: Recipe, data: BuildData, store: Store) -> None:

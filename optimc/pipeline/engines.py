@@ -197,6 +197,9 @@ class EngineBuilder:
         graph = oracle.outputs(graph_view.digest, graph_view.path)
         origin = oracle.outputs(source_view.digest, source_view.path)
         stable = oracle.stable_outputs(source_view.model, source_view.path)
+        wrong = oracle.wrong_form(source_view.model, source_view.path, answers)
+        if wrong is not None:
+            return _proof(Finding(Verdict.FAILED, wrong), None, None, taken, lossy)
         carried, missing = graph_view.carried & source_view.carried, None
         if carried:
             try:
@@ -221,6 +224,7 @@ class EngineBuilder:
             for of, runs in ((source[0], origin), (model[0], graph))
         ]
         judged = in_both(*(side.judged() for side in sides))
+        judged = judged.without(oracle.unstable_outputs(source_view.model, source_view.path))
         if carried:
             judged = judged.noting(
                 f"{', '.join(f'`{name}`' for name in sorted(carried))} compared on a variant of "

@@ -11,7 +11,7 @@ import numpy as np
 
 from optimc import __version__
 from optimc.core.errors import CellError, InputError, OptimcError
-from optimc.core.files import atomic_folder, file_sha256
+from optimc.core.files import alone_in, atomic_folder, file_sha256
 from optimc.core.targets import Engine, Target
 from optimc.pipeline import assemble
 from optimc.pipeline.assemble import CellResult, figures_of, skipped
@@ -227,8 +227,9 @@ def finish(build: Build) -> schema.Report:
     build.observer.on_stage("writing")
     lock_state = _lock(build, gate)
     report = _report(build, gate, timings, source_metrics, lock_state)
-    write_artifacts(build)
-    build.files = write_report(report, build.options.out)
+    with alone_in(build.options.out):
+        write_artifacts(build)
+        build.files = write_report(report, build.options.out)
     return report
 
 
@@ -364,12 +365,31 @@ def _report(
             metrics=dict(source_metrics),
             latency=latency,
         ),
+        probes=probes_report(build),
         results=tuple(assemble.cell_report(result) for result in build.results.values()),
         noise_floor=assemble.noise_floor(timings.noise_floor),
         best=schema.CellName(variant=best.variant, target=best.target) if best else None,
         gate=gate.gate,
         warnings=assemble.unique(build.warnings),
         notes=assemble.unique(build.notes),
+    )
+
+
+def probes_report(build: Build) -> schema.Probes | Skipped:
+    """What the probes are and reach, or why there are none."""
+    effort, reach = build.options.verify, build.reach
+    if effort == "off":
+        return skipped("verification is off (--verify=off)")
+    if reach is None:
+        return skipped("the source does not run on the probes")
+    return schema.Probes(
+        effort=effort,
+        passes=build.probed["passes"],
+        engines=build.probed["engines"],
+        nodes=reach.nodes,
+        reached=reach.reached,
+        unreached=tuple(reach.unreached),
+        rounds={loop: tuple(seen) for loop, seen in reach.rounds.items()},
     )
 
 

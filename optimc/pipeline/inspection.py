@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from optimc.core.errors import InputError
 from optimc.core.model import ModelStats, Signature
 
 _QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
@@ -34,15 +35,11 @@ class Inspection:
 
 def inspect_onnx(path: Path) -> Inspection:
     """Reads the model; external data stays on disk. Raises InputError as the front end does."""
-    import onnx_ir as ir
-    from onnx_ir.passes.common import InlinePass
-
     from optimc.core.onnx_signature import all_graphs, signature_of, stats_of
     from optimc.frontends.onnx_files import check_tensors, parse
 
     check_tensors(parse(path), path)
-    model = ir.load(path)
-    InlinePass()(model)
+    model = _loaded(path)
     shapes = _shapes(path)
     operators: Counter[str] = Counter()
     unknown = []
@@ -71,6 +68,27 @@ def inspect_onnx(path: Path) -> Inspection:
         weights=dict(weights.most_common()),
         quantization={name: n for name, n in operators.items() if _is_quantization(name)},
     )
+
+
+def _loaded(path: Path) -> Any:
+    """The model with its functions inlined. Raises InputError where the file makes no graph."""
+    import onnx_ir as ir
+    from onnx_ir.passes.common import InlinePass
+
+    try:
+        model = ir.load(path)
+        InlinePass()(model)
+    except Exception as error:
+        # A file that nobody checked may break the reader anywhere; the first cause says most.
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise InputError(
+            f"not a valid ONNX model: {cause}",
+            where=str(path),
+            fix="`optimc check` of a recipe with it says more; export the model again",
+        ) from error
+    return model
 
 
 def _is_quantization(name: str) -> bool:

@@ -40,6 +40,19 @@ class Judged:
         """The same with one more thing said."""
         return replace(self, notes=(*self.notes, text))
 
+    def unsure(self, text: str) -> Judged:
+        """The same with one more thing that was not checked."""
+        return replace(self, unverified=(*self.unverified, text))
+
+    def without(self, unstable: Mapping[str, str]) -> Judged:
+        """The same with what is said of outputs that do not repeat, see `pipeline.unstable`."""
+        said = tuple(
+            f"output `{name}` {why}: only its dtype and shape were compared"
+            for name, why in unstable.items()
+            if not name.startswith(PREFIX)
+        )
+        return replace(self, unverified=(*self.unverified, *said))
+
     def concluded(self, finding: Finding) -> Finding:
         """The finding on `names`, with what is said of the other outputs."""
         from optimc.pipeline.verification import Finding, Verdict

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,8 +17,9 @@ from typing import Self
 from optimc.core.errors import WorkerError
 from optimc.core.model import OnnxModel
 from optimc.core.worker import Limits, Worker
-from optimc.pipeline.compare import Outputs, compare_outputs
+from optimc.pipeline.compare import Outputs
 from optimc.pipeline.probes import Probe
+from optimc.pipeline.unstable import unstable_outputs, wrong_form
 
 _REPEATED = 2
 """Probes that are run twice to find outputs that do not repeat."""
@@ -34,7 +35,8 @@ class Oracle:
         self._threads = threads
         self._worker: Worker | None = None
         self._known: OrderedDict[str, list[Outputs]] = OrderedDict()
-        self._stable: dict[str, tuple[str, ...]] = {}
+        self._unstable: dict[str, dict[str, str]] = {}
+        self._again: dict[str, list[Outputs]] = {}
         self._turn = threading.RLock()
 
     def outputs(self, digest: str, path: Path) -> list[Outputs]:
@@ -46,7 +48,10 @@ class Oracle:
             if digest in self._known:
                 self._known.move_to_end(digest)
                 return self._known[digest]
-            answers = self.run(path)
+            # The first probes again, in one session: a fresh one would draw the same numbers.
+            answers = self._ask(path, (*self.probes, *self.probes[:_REPEATED]))
+            self._again[digest] = answers[len(self.probes) :]
+            answers = answers[: len(self.probes)]
             self._known[digest] = answers
             while len(self._known) > 2 and self._remembered() > _REMEMBERED_BYTES:
                 self._known.popitem(last=False)
@@ -59,39 +64,73 @@ class Oracle:
     def _ask(self, path: Path, probes: Sequence[Probe]) -> list[Outputs]:
         """The outputs for `probes`, one after the other in one session."""
         with self._turn:
-            if self._worker is None:
-                self._worker = Worker(
-                    "optimc.pipeline.oracle_service:OracleService",
-                    {"threads": self._threads},
-                    name="the verification's ONNX Runtime",
-                    limits=self._limits,
-                )
+            worker = self._worker_there()
             try:
                 replies = [
-                    self._worker.call("run", probe.feeds, path=str(path)).arrays for probe in probes
+                    worker.call("run", probe.feeds, path=str(path)).arrays for probe in probes
                 ]
-                self._worker.call("forget", path=str(path))
+                worker.call("forget", path=str(path))
             except WorkerError:
                 self.close()
                 raise
             return list(replies)
+
+    def _worker_there(self) -> Worker:
+        """The worker, started where there is none."""
+        if self._worker is None:
+            self._worker = Worker(
+                "optimc.pipeline.oracle_service:OracleService",
+                {"threads": self._threads},
+                name="the verification's ONNX Runtime",
+                limits=self._limits,
+            )
+        return self._worker
 
     def stable_outputs(self, model: OnnxModel, path: Path) -> tuple[str, ...]:
         """The outputs that are the same when the model runs twice: no random operator, no garbage.
 
         Raises what `outputs` raises.
         """
+        unstable = self.unstable_outputs(model, path)
+        return tuple(s.name for s in model.signature.outputs if s.name not in unstable)
+
+    def unstable_outputs(self, model: OnnxModel, path: Path) -> Mapping[str, str]:
+        """The other outputs, each with the reason. Raises what `outputs` raises."""
         with self._turn:
-            if model.digest not in self._stable:
-                # In one session: a fresh one would draw the same numbers from the same seed.
-                probes = self.probes[:_REPEATED]
-                answers = self._ask(path, [*probes, *probes])
-                first, again = answers[: len(probes)], answers[len(probes) :]
-                names = [spec.name for spec in model.signature.outputs]
-                self._stable[model.digest] = tuple(
-                    name for name in names if compare_outputs(first, again, [name]).bit_equal
+            if model.digest not in self._unstable:
+                first = self.outputs(model.digest, path)
+                again = self._again[model.digest]
+                self._unstable[model.digest] = unstable_outputs(
+                    model.ir, first[: len(again)], again
                 )
-            return self._stable[model.digest]
+            return self._unstable[model.digest]
+
+    def wrong_form(self, model: OnnxModel, path: Path, candidate: Sequence[Outputs]) -> str | None:
+        """What of `candidate`'s outputs that cannot be compared with the model's no chance
+        explains: see `optimc.pipeline.unstable.wrong_form`."""
+        unstable = self.unstable_outputs(model, path)
+        if not unstable:
+            return None
+        reference = self.outputs(model.digest, path)
+        return wrong_form(unstable, reference, self._again[model.digest], candidate)
+
+    def marks(
+        self, path: Path, probes: Sequence[Probe], prefix: str
+    ) -> list[dict[str, int] | None]:
+        """For each probe how often each node named `prefix`... ran; None where the model refuses.
+
+        Raises VerificationError where the runtime refuses the model, WorkerError where it dies.
+        """
+        with self._turn:
+            worker = self._worker_there()
+            try:
+                worker.call("profile", path=str(path))
+                for probe in probes:
+                    worker.call("profile_run", probe.feeds)
+                return list(worker.call("profiled", prefix=prefix).data)
+            except WorkerError:
+                self.close()
+                raise
 
     def _remembered(self) -> int:
         return sum(a.nbytes for runs in self._known.values() for run in runs for a in run.values())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +14,8 @@ from optimc.core import custom_ops
 from optimc.core.errors import VerificationError
 
 _OPEN_SESSIONS = 2
+_RAN = "_kernel_time"
+"""How the profiler's events of nodes end, after the node's name."""
 
 
 class OracleService:
@@ -22,6 +27,7 @@ class OracleService:
         self._threads = threads
         self._ort = onnxruntime
         self._sessions: OrderedDict[str, Any] = OrderedDict()
+        self._taken: list[bool] = []
 
     def run(self, arrays: Mapping[str, Any], path: str) -> tuple[None, dict[str, Any]]:
         """The outputs of the model at `path` for the feeds `arrays`.
@@ -47,17 +53,80 @@ class OracleService:
         if path in self._sessions:
             self._sessions.move_to_end(path)
             return self._sessions[path]
+        session = self._opened(path, self._options())
+        self._sessions[path] = session
+        if len(self._sessions) > _OPEN_SESSIONS:
+            self._sessions.popitem(last=False)
+        return session
+
+    def _options(self) -> Any:
         options = self._ort.SessionOptions()
         options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
         custom_ops.register(options)
-        session = self._ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        self._sessions[path] = session
-        if len(self._sessions) > _OPEN_SESSIONS:
-            self._sessions.popitem(last=False)
-        return session
+        return options
+
+    def _opened(self, path: str, options: Any) -> Any:
+        return self._ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def profile(self, arrays: Mapping[str, Any], path: str) -> tuple[None, dict[str, Any]]:
+        """Opens the model at `path` under the profiler, for `profile_run`.
+
+        Raises VerificationError where ONNX Runtime refuses the model.
+        """
+        self._folder = tempfile.TemporaryDirectory(prefix="optimc-profile-")
+        options = self._options()
+        options.enable_profiling = True
+        options.profile_file_prefix = f"{self._folder.name}/p"
+        try:
+            self._profiled = self._opened(path, options)
+        except Exception as error:
+            raise VerificationError(f"ONNX Runtime refuses {Path(path).name}: {error}") from error
+        self._taken = []
+        return None, {}
+
+    def profile_run(self, arrays: Mapping[str, Any]) -> tuple[None, dict[str, Any]]:
+        """Runs the profiled model on the feeds `arrays`, which it may refuse."""
+        try:
+            feeds = {i.name: _typed(arrays[i.name], i.type) for i in self._profiled.get_inputs()}
+            self._profiled.run(None, feeds)
+        except Exception as error:
+            if "bad_alloc" in str(error) or isinstance(error, MemoryError):
+                raise MemoryError(str(error)) from error
+            self._taken.append(False)
+        else:
+            self._taken.append(True)
+        return None, {}
+
+    def profiled(
+        self, arrays: Mapping[str, Any], prefix: str
+    ) -> tuple[list[dict[str, int] | None], dict[str, Any]]:
+        """For each `profile_run` how often each node whose name begins with `prefix` ran; None
+        for a run that was refused. Raises VerificationError where the profile does not tell."""
+        events = json.loads(Path(self._profiled.end_profiling()).read_text(encoding="utf-8"))
+        del self._profiled
+        self._folder.cleanup()
+        runs = sorted(
+            (event["ts"], event["ts"] + event["dur"])
+            for event in events
+            if event.get("name") == "model_run"
+        )
+        counts: list[dict[str, int]] = [{} for _ in runs]
+        starts = [start for start, _ in runs]
+        for event in events:
+            name = str(event.get("name", ""))
+            if name.startswith(prefix) and name.endswith(_RAN):
+                met = counts[bisect_right(starts, event["ts"]) - 1]
+                mark = name.removesuffix(_RAN)
+                met[mark] = met.get(mark, 0) + 1
+        if len(counts) == sum(self._taken):  # a refused run leaves no event, or one
+            found = iter(counts)
+            return [next(found) if fine else None for fine in self._taken], {}
+        if len(counts) != len(self._taken):
+            raise VerificationError("ONNX Runtime's profile does not tell the runs apart")
+        return [met if fine else None for met, fine in zip(counts, self._taken, strict=True)], {}
 
 
 def _typed(array: Any, kind: str) -> Any:

@@ -261,7 +261,7 @@ def _compared(
         for feeds in samples
     ]
     with Oracle([Probe("sample", feeds, True) for feeds in outside], limits) as oracle:
-        expected = oracle.run(source.path)
+        expected = oracle.outputs(source.model.digest, source.path)
         names = oracle.stable_outputs(source.model, source.path)
     with Oracle([Probe("sample", feeds, True) for feeds in samples], limits) as oracle:
         difference = compare_outputs(expected, oracle.run(model.path), names)

@@ -53,14 +53,28 @@ class ProbeSource:
         return self._probes(effort, corners=_MAX_CORNERS if effort == "full" else 2)
 
     def for_engines(self, effort: Effort) -> tuple[Probe, ...]:
-        """What every engine is compared on: all corners of the dims."""
+        """What every engine is compared on: all corners of the dims.
+
+        With `fast`, several dims are at their greatest one at a time: all of them together cost
+        the product, and are for `full`.
+        """
         return self._probes(effort, corners=_MAX_CORNERS)
+
+    def steering(self) -> list[Probe]:
+        """Candidates that may reach branches which the other probes do not."""
+        from optimc.pipeline.steering import steering_probes
+
+        sizes = self._corners()[0][1]
+        declared = {name: spec.range or spec.values for name, spec in self.inputs.items()}
+        return steering_probes(
+            self.signature, lambda rng: self._feeds(sizes, rng, "random"), self.seed, declared
+        )
 
     def _probes(self, effort: Effort, corners: int) -> tuple[Probe, ...]:
         if effort == "off":
             return ()
         rng = np.random.default_rng(self.seed)
-        sizes = self._corners()[:corners]
+        sizes = self._corners(together=effort == "full")[:corners]
         seeded = [Probe(f"seeded, {name}", self._feeds(s, rng, "random")) for name, s in sizes]
         name, typical = sizes[0]
         kinds = ("zero", "low", "high") if effort == "full" else ("zero",)
@@ -71,8 +85,8 @@ class ProbeSource:
         for index, feeds in enumerate(self.samples[: _DATA_PROBES[effort]]):
             yield Probe(f"calibration sample {index}", feeds, real=True)
 
-    def _corners(self) -> list[tuple[str, dict[str, int]]]:
-        """Typical, least, greatest, then each dim at its greatest alone; those that are small."""
+    def _corners(self, *, together: bool = False) -> list[tuple[str, dict[str, int]]]:
+        """Typical, least, each dim at its greatest, and all `together`; those that are small."""
         symbols = self.signature.symbols
         if not symbols:
             return [("fixed shapes", {})]
@@ -81,10 +95,10 @@ class ProbeSource:
         corners = [
             {name: dim.typical for name, dim in ranges.items()},
             least,
-            {name: dim.max for name, dim in ranges.items()},
+            *({**least, name: dim.max} for name, dim in ranges.items()),
         ]
-        if len(ranges) > 1:
-            corners += [{**least, name: dim.max} for name, dim in ranges.items()]
+        if together:
+            corners.insert(2, {name: dim.max for name, dim in ranges.items()})
         named = {", ".join(f"{n}={s}" for n, s in sizes.items()): sizes for sizes in corners}
         fitting = [(label, sizes) for label, sizes in named.items() if self._fits(sizes)]
         return fitting[:_MAX_CORNERS] or [(next(iter(named)), corners[0])]

@@ -20,6 +20,7 @@ from optimc.pipeline.inner_values import InnerValues
 from optimc.pipeline.judging import Judge, aligned
 from optimc.pipeline.oracle import Oracle
 from optimc.pipeline.probes import Probe
+from optimc.pipeline.reach import changed_out_of_reach
 
 ENGINE_TOLERANCE = {"f32": 1e-4, "f16": 1e-2, "bf16": 5e-2}
 """Bounds of ``max |difference| / max |reference|`` for float engines, by precision."""
@@ -106,8 +107,6 @@ class PassVerifier:
                 Verdict.UNVERIFIED, f"the model before the pass does not run: {error.what}"
             )
         names = self._oracle.stable_outputs(old.model, old.path)
-        if not names:
-            return Finding(Verdict.UNVERIFIED, "all outputs depend on random operators")
         try:
             new = self._inner.view(after, after_path)
             candidate = aligned(
@@ -115,6 +114,9 @@ class PassVerifier:
             )
         except (VerificationError, WorkerError) as error:
             return Finding(Verdict.FAILED, f"the result does not run: {error.what}")
+        wrong = self._oracle.wrong_form(old.model, old.path, candidate)
+        if wrong is not None:
+            return Finding(Verdict.FAILED, wrong)
         judge = Judge(
             self._inner,
             before,
@@ -124,7 +126,10 @@ class PassVerifier:
             candidate,
             _allowed(effect),
         )
-        judged = judge.judged()
+        judged = judge.judged().without(self._oracle.unstable_outputs(old.model, old.path))
+        missed = changed_out_of_reach(before, after, self._oracle)
+        if missed:
+            judged = judged.unsure(f"no probe reaches what the pass changed: {', '.join(missed)}")
         if effect.kind is EffectKind.LOSSY:
             finding = measure_lossy(self._oracle.probes, reference, candidate, judged.names)
             return judged.concluded(finding)

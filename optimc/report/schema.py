@@ -248,6 +248,26 @@ class Cell(Node):
         return self
 
 
+class Probes(Node):
+    """What passes and engines proved themselves on, and how much of the source that reaches."""
+
+    effort: Annotated[Literal["fast", "full"], Field(description="As --verify says.")]
+    passes: Annotated[int, Field(ge=0, description="Inputs that every pass is compared on.")]
+    engines: Annotated[int, Field(ge=0, description="Inputs that every engine is compared on.")]
+    nodes: Annotated[int, Field(ge=0, description="Nodes of the source, those of bodies included.")]
+    reached: Annotated[int, Field(ge=0, description="Nodes that some of the inputs reach.")]
+    unreached: Annotated[
+        tuple[Text, ...], Field(description="Bodies of If, Loop and Scan that no input reaches.")
+    ] = ()
+    rounds: Annotated[
+        dict[str, tuple[int, ...]],
+        Field(
+            default_factory=dict,
+            description="By loop: the numbers of rounds that were seen in one run.",
+        ),
+    ]
+
+
 class CellName(Node):
     """Names one cell of the report."""
 
@@ -321,6 +341,7 @@ class Report(Node):
         Versions, Field(description="Version of each tool that had a part in the result.")
     ]
     source: Source
+    probes: Annotated[Probes | Skipped, Field(description="Why not, where verification is off.")]
     results: tuple[Cell, ...]
     noise_floor: Annotated[
         Ratio | Skipped, Field(description="The source against itself: how 1.0 looks here.")

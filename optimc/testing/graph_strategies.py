@@ -1,16 +1,18 @@
-"""Hypothesis strategies for valid ONNX models: small graphs with what rewriters get wrong.
+"""Generators of valid ONNX models: small graphs with what rewriters get wrong.
 
 Operators that follow one another in ways that rules match, shared and equal constants, arithmetic
 on constants, shapes computed from shapes, branches, outputs that are inputs or other outputs.
-They need hypothesis (the extra `dev`).
+Hypothesis draws them (it needs the extra `dev`), or a seed does; `optimc.testing.wide_graphs` has
+more operators, dtypes and control flow.
 """
 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from optimc.core.model import OnnxModel
 from optimc.testing.graphs import GraphBuilder
@@ -24,22 +26,24 @@ T = TypeVar("T")
 OPSETS = (13, 14, 17, 18, 20, 21)
 
 
+class Choices(Protocol):
+    """Where the decisions come from."""
+
+    def choose(self, options: Sequence[T]) -> T:
+        """One of several."""
+
+    def integer(self, low: int, high: int) -> int:
+        """A number from `low` to `high`, both included."""
+
+    def shuffled(self, items: Sequence[T]) -> list[T]:
+        """The items in any order."""
+
+
 @dataclass(frozen=True)
-class Value:
-    """A float32 value of the graph in the making; a named dim is the dynamic batch."""
-
-    name: str
-    dims: Dims
-
-
-@dataclass
-class Making:
-    """The graph in the making."""
+class Drawn:
+    """Choices that Hypothesis draws, and shrinks."""
 
     draw: st.DrawFn
-    builder: GraphBuilder
-    values: list[Value] = field(default_factory=list)
-    flags: list[str] = field(default_factory=list)
 
     def choose(self, options: Sequence[T]) -> T:
         """One of several."""
@@ -53,19 +57,76 @@ class Making:
 
         return self.draw(st.integers(low, high))
 
-    def flag(self) -> bool:
-        """Yes or no."""
-        return bool(self.integer(0, 1))
-
     def shuffled(self, items: Sequence[T]) -> list[T]:
         """The items in any order."""
         from hypothesis import strategies as st
 
         return self.draw(st.permutations(items))
 
-    def pick(self, fits: Callable[[Value], bool] = lambda value: True) -> Value | None:
-        """One of the values that fit, or None."""
-        found = [value for value in self.values if fits(value)]
+
+class Seeded:
+    """Choices of a seed: the same seed makes the same graph."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def choose(self, options: Sequence[T]) -> T:
+        """One of several."""
+        return options[self._random.randrange(len(options))]
+
+    def integer(self, low: int, high: int) -> int:
+        """A number from `low` to `high`, both included."""
+        return self._random.randint(low, high)
+
+    def shuffled(self, items: Sequence[T]) -> list[T]:
+        """The items in any order."""
+        return self._random.sample(list(items), len(items))
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value of the graph in the making; a named dim is dynamic."""
+
+    name: str
+    dims: Dims
+    dtype: str = "float32"
+    exact: bool = False
+    """Whether it is an input, moved at most: what jumps (Floor, a comparison) reads only these,
+    because one ulp before a jump is no small difference behind it."""
+
+
+@dataclass
+class Making:
+    """The graph in the making."""
+
+    choices: Choices
+    builder: GraphBuilder
+    values: list[Value] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)
+    trips: list[str] = field(default_factory=list)
+    """Scalar int64 values that may count the rounds of a loop."""
+
+    def choose(self, options: Sequence[T]) -> T:
+        """One of several."""
+        return self.choices.choose(options)
+
+    def integer(self, low: int, high: int) -> int:
+        """A number from `low` to `high`, both included."""
+        return self.choices.integer(low, high)
+
+    def flag(self) -> bool:
+        """Yes or no."""
+        return bool(self.integer(0, 1))
+
+    def shuffled(self, items: Sequence[T]) -> list[T]:
+        """The items in any order."""
+        return self.choices.shuffled(items)
+
+    def pick(
+        self, fits: Callable[[Value], bool] = lambda value: True, dtype: str | None = "float32"
+    ) -> Value | None:
+        """One of the values of `dtype` (None: any) that fit, or None."""
+        found = [value for value in self.values if dtype in (None, value.dtype) and fits(value)]
         return self.choose(found) if found else None
 
     def node(self, op_type: str, *inputs: str, dims: Dims, **attributes: Any) -> Value:
@@ -120,7 +181,9 @@ def _both(m: Making, x: Value) -> Value | None:
     return m.node(op_type, x.name, y.name, dims=x.dims) if y else None
 
 
-def _transpose(m: Making, x: Value) -> Value:
+def _transpose(m: Making, x: Value) -> Value | None:
+    if not x.dims:
+        return None
     perm = m.shuffled(range(len(x.dims)))
     return m.node("Transpose", x.name, dims=tuple(x.dims[i] for i in perm), perm=list(perm))
 
@@ -128,14 +191,14 @@ def _transpose(m: Making, x: Value) -> Value:
 def _reshape(m: Making, x: Value) -> Value | None:
     """To two dims, by a constant or by a shape that is computed from the input's shape."""
     rest = x.dims[1:]
-    if not rest or not all(isinstance(dim, int) for dim in rest):
+    if not rest or not all(isinstance(dim, int) and dim > 0 for dim in rest):
         return None
     width = math.prod(int(dim) for dim in rest)
     kind = m.choose(["constant", "from shape", "flatten"])
     if kind == "flatten":
         return m.node("Flatten", x.name, dims=(x.dims[0], width), axis=1)
     if kind == "constant":
-        first = 0 if isinstance(x.dims[0], str) else m.choose([0, -1])
+        first = 0 if isinstance(x.dims[0], str) or x.dims[0] == 0 else m.choose([0, -1])
         target = m.builder.constant([first, width])
     else:
         shape = m.builder.node("Shape", x.name)
@@ -194,7 +257,8 @@ def _pad(m: Making, x: Value) -> Value | None:
     return m.node("Pad", x.name, m.builder.constant(widths), value, dims=dims)
 
 
-def _conv(m: Making, x: Value) -> Value | None:
+def conv(m: Making, x: Value) -> Value | None:
+    """A Conv, maybe with a BatchNormalization behind it; None where `x` does not fit."""
     spatial = x.dims[2:]
     if len(x.dims) != 4 or any(isinstance(dim, str) or dim < 3 for dim in spatial):
         return None
@@ -223,7 +287,8 @@ def _batchnorm(m: Making, x: Value) -> Value | None:
     return m.node("BatchNormalization", x.name, scale, shift, mean, variance, dims=x.dims)
 
 
-def _product(m: Making, x: Value) -> Value | None:
+def product(m: Making, x: Value) -> Value | None:
+    """A product with a weight that is transposed in the graph; None where `x` does not fit."""
     if len(x.dims) < 2 or isinstance(x.dims[-1], str):
         return None
     width = m.integer(1, 4)
@@ -267,7 +332,8 @@ def _dropout(m: Making, x: Value) -> Value:
 def _expand(m: Making, x: Value) -> Value | None:
     if not all(isinstance(dim, int) for dim in x.dims):
         return None
-    return m.node("Expand", x.name, m.builder.constant(list(x.dims)), dims=x.dims)
+    shape = m.builder.constant(list(x.dims), dtype="int64")
+    return m.node("Expand", x.name, shape, dims=x.dims)
 
 
 STEPS: tuple[Step, ...] = (
@@ -285,9 +351,9 @@ STEPS: tuple[Step, ...] = (
     _concat,
     _slice,
     _pad,
-    _conv,
+    conv,
     _batchnorm,
-    _product,
+    product,
     _constant_arithmetic,
     _branch,
     _dropout,
@@ -303,26 +369,24 @@ def models(max_steps: int = 12) -> st.SearchStrategy[OnnxModel]:
 
 
 def _model(draw: st.DrawFn, max_steps: int) -> OnnxModel:
-    from hypothesis import strategies as st
-
-    builder = GraphBuilder(draw(st.sampled_from(OPSETS)), seed=draw(st.integers(0, 2**16)))
-    making = Making(draw, builder)
+    choices = Drawn(draw)
+    builder = GraphBuilder(choices.choose(OPSETS), seed=choices.integer(0, 2**16))
+    making = Making(choices, builder)
     shapes: list[Dims] = [("batch", 4), ("batch", 2, 5, 5), (3, 4), (2, 3, 4)]
-    for index in range(draw(st.integers(1, 2))):
-        dims = draw(st.sampled_from(shapes))
+    for index in range(making.integer(1, 2)):
+        dims = making.choose(shapes)
         making.values.append(Value(builder.input(f"in{index}", dims), dims))
-    if draw(st.booleans()):
+    if making.flag():
         making.flags.append(builder.input("flag", [], "bool"))
-    for _ in range(draw(st.integers(1, max_steps))):
+    for _ in range(making.integer(1, max_steps)):
         source = making.pick()
         assert source is not None
-        made = draw(st.sampled_from(STEPS))(making, source)
+        made = making.choose(STEPS)(making, source)
         if made is not None:
             making.values.append(made)
-    for index in range(draw(st.integers(1, 3))):
+    for index in range(making.integer(1, 3)):
         # Late values more often, so that most of the graph is alive.
-        recent = making.values[-4:] if draw(st.booleans()) else making.values
-        value = draw(st.sampled_from(recent))
+        value = making.choose(making.values[-4:] if making.flag() else making.values)
         builder.node("Identity", value.name, to=f"out{index}")
         builder.output(f"out{index}", value.dims)
     return builder.model()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from optimc.core.model import OnnxModel
@@ -16,16 +17,22 @@ if TYPE_CHECKING:
 class GraphBuilder:
     """Writes an ONNX graph node by node; values are their names. Weights come from one seed."""
 
-    def __init__(self, opset: int = 18, seed: int = 0) -> None:
+    def __init__(
+        self, opset: int = 18, seed: int = 0, counter: Iterator[int] | None = None
+    ) -> None:
         import numpy as np
 
         self.opset = opset
         self.rng = np.random.default_rng(seed)
+        self._counter = counter or itertools.count(1)
         self._nodes: list[onnx.NodeProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._constants: dict[str, NDArray[Any]] = {}
-        self._count = 0
+
+    def inner(self) -> GraphBuilder:
+        """The builder of a subgraph, which gives no name that this one gives."""
+        return GraphBuilder(self.opset, int(self.rng.integers(2**31)), self._counter)
 
     def input(self, name: str, shape: Sequence[int | str], dtype: str = "float32") -> str:
         """An input of the model."""
@@ -39,13 +46,13 @@ class GraphBuilder:
         array = np.asarray(array, dtype=dtype)
         if dtype is None and array.dtype == np.float64:
             array = array.astype(np.float32)
-        name = name or self._name("c")
+        name = name or self.unique("c")
         self._constants[name] = array
         return name
 
     def weight(self, *shape: int, scale: float = 0.5) -> str:
         """A float32 initializer, normally distributed."""
-        return self.constant(self.rng.normal(0, scale, shape).astype("float32"), self._name("w"))
+        return self.constant(self.rng.normal(0, scale, shape).astype("float32"), self.unique("w"))
 
     def node(
         self,
@@ -56,7 +63,7 @@ class GraphBuilder:
         **attrs: Any,
     ) -> str:
         """A node with one output, whose name it returns (`to` gives one)."""
-        return self.nodes(op_type, *inputs, name=name, to=[to or self._name("v")], **attrs)[0]
+        return self.nodes(op_type, *inputs, name=name, to=[to or self.unique("v")], **attrs)[0]
 
     def nodes(
         self, op_type: str, *inputs: str, to: Sequence[str], name: str | None = None, **attrs: Any
@@ -67,6 +74,19 @@ class GraphBuilder:
         name = name or f"{op_type.lower()}_{len(self._nodes)}"
         self._nodes.append(helper.make_node(op_type, list(inputs), list(to), name=name, **attrs))
         return list(to)
+
+    def cast(self, value: str, dtype: str) -> str:
+        """A Cast, whose attribute `to` is a dtype, not the name of a result."""
+        import numpy as np
+        from onnx import helper
+
+        name = self.unique("v")
+        node = helper.make_node("Cast", [value], [name], name=f"cast_{len(self._nodes)}")
+        node.attribute.append(
+            helper.make_attribute("to", helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+        )
+        self._nodes.append(node)
+        return name
 
     def output(self, name: str, shape: Sequence[int | str], dtype: str = "float32") -> str:
         """Makes the value an output of the model."""
@@ -93,9 +113,9 @@ class GraphBuilder:
 
         return as_model(onnx.shape_inference.infer_shapes(self.proto()))
 
-    def _name(self, prefix: str) -> str:
-        self._count += 1
-        return f"{prefix}{self._count}"
+    def unique(self, prefix: str) -> str:
+        """A name that no other value has."""
+        return f"{prefix}{next(self._counter)}"
 
 
 def _value_info(name: str, shape: Sequence[int | str], dtype: str) -> onnx.ValueInfoProto:

@@ -111,3 +111,56 @@ def _halving() -> onnx.GraphProto:
     b.output("still_going", [], "bool")
     b.output("halved", [])
     return b.graph("halving")
+
+
+def chain(length: int) -> OnnxModel:
+    """``x [batch, 3] -> y`` through so many nodes, one behind the other."""
+    b = GraphBuilder()
+    value = b.input("x", ["batch", 3])
+    for number in range(length):
+        value = b.node("Neg" if number % 2 else "Tanh", value)
+    b.node("Identity", value, to="y")
+    b.output("y", ["batch", 3])
+    return b.model()
+
+
+def nested(depth: int) -> bytes:
+    """The file of ``x [batch, 3], flag -> y``, an If in an If, so many deep.
+
+    Put together from bytes, because the library itself does not go as deep as a file may.
+    """
+    import onnx
+
+    kind = onnx.helper.make_tensor_value_info("", onnx.TensorProto.FLOAT, ["batch", 3]).type
+
+    def value(name: str) -> onnx.ValueInfoProto:
+        return onnx.ValueInfoProto(name=name, type=kind)
+
+    def leaf(name: str) -> bytes:
+        node = onnx.helper.make_node("Neg", ["x"], [name], name=f"{name}_node")
+        return onnx.helper.make_graph([node], name, [], [value(name)]).SerializeToString()
+
+    graph = leaf("innermost")
+    for level in range(depth):
+        name = "y" if level == depth - 1 else f"level{level}"
+        node = onnx.NodeProto(op_type="If", input=["flag"], output=[name], name=f"if{level}")
+        content = node.SerializeToString()
+        for branch, inner in (("then_branch", graph), ("else_branch", leaf(f"other{level}"))):
+            attribute = onnx.AttributeProto(name=branch, type=onnx.AttributeProto.GRAPH)
+            content += _message(5, attribute.SerializeToString() + _message(6, inner))
+        outer = onnx.GraphProto(name=f"graph{level}", output=[value(name)])
+        if level == depth - 1:
+            flag = onnx.helper.make_tensor_value_info("flag", onnx.TensorProto.BOOL, [])
+            outer.input.extend([value("x"), flag])
+        graph = _message(1, content) + outer.SerializeToString()
+    model = onnx.ModelProto(ir_version=10, opset_import=[onnx.helper.make_opsetid("", 18)])
+    return model.SerializeToString() + _message(7, graph)
+
+
+def _message(field: int, content: bytes) -> bytes:
+    """A field of a protobuf message that is a message: tag, length, content."""
+    length, size = b"", len(content)
+    while size > 0x7F:
+        length += bytes([size & 0x7F | 0x80])
+        size >>= 7
+    return bytes([field << 3 | 2]) + length + bytes([size]) + content

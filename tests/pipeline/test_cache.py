@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from optimc.core.errors import InputError
-from optimc.core.files import TEMPORARY_PREFIX
+from optimc.core.leftovers import TEMPORARY_PREFIX
 from optimc.pipeline.cache import Cache
 
 
