@@ -82,7 +82,7 @@ class EngineWorker:
             limits=limits,
             environment=ENVIRONMENT,
         )
-        self._feeds: Arrays | None = None
+        self._feeds: Sequence[Arrays] = ()
         self._moved = False
         """Whether another engine may be open in the process, with its feeds."""
 
@@ -97,7 +97,9 @@ class EngineWorker:
         What was bound is bound again. A session is opened by the other methods, too, where there
         is none.
         """
-        feeds = self._feeds if self._moved else None
+        from optimc.targets.service import numbered
+
+        feeds = numbered(self._feeds) if self._moved else None
         reply = self._worker.call("open", feeds, **self._opened, moved=self._moved)
         self._moved = False
         return float(reply.data["load_ms"])
@@ -108,9 +110,25 @@ class EngineWorker:
 
     def bind(self, feeds: Arrays) -> None:
         """Puts `feeds` in place for `time_block`."""
-        self._feeds = None
-        self._settled().call("bind", feeds)
-        self._feeds = dict(feeds)
+        self.bind_all([feeds])
+
+    def bind_all(self, feeds: Sequence[Arrays]) -> None:
+        """Puts several feeds in place; `choose` says which are run, at first the first ones."""
+        from optimc.targets.service import numbered
+
+        self._feeds = ()
+        self._settled().call("bind", numbered(feeds))
+        self._feeds = [dict(one) for one in feeds]
+
+    def choose(self, index: int) -> None:
+        """Turns to the feeds with this number (modulo their count)."""
+        self._settled().call("choose", index=index)
+
+    def throughput(self, streams: int, seconds: float) -> tuple[int, float]:
+        """Runs in `streams` fresh sessions at once on what is bound, a thread each, and the
+        seconds that they took; at least one run a stream."""
+        data = self._settled().call("throughput", streams=streams, seconds=seconds).data
+        return int(data["runs"]), float(data["spent_s"])
 
     def time_block(self, runs: int) -> NDArray[np.int64]:
         """Times `runs` runs on what is bound; nanoseconds [runs]."""
@@ -122,7 +140,7 @@ class EngineWorker:
 
         The runtime's libraries are loaded already. What was bound is not any more.
         """
-        self._feeds = None
+        self._feeds = ()
         return float(self._settled().call("first_result", feeds).data["first_result_ms"])
 
     def memory(self) -> dict[str, float | None]:
