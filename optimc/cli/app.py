@@ -312,6 +312,53 @@ def gate(
     )
 
 
+@app.command("bench")
+def bench_command(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="ENGINE|MODEL...",
+            help="Engines' folders or ONNX files; the first is what others are held against.",
+        ),
+    ],
+    case: Annotated[
+        str, typer.Option(metavar="DIM=SIZE,...", help="Sizes of dynamic dims [default: 1].")
+    ] = "",
+    threads: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=0, max=1024, help="Threads of one inference; 0: all cores."),
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, max=86400.0, help="For the latencies of all together.")
+    ] = 10.0,
+    runtime: Annotated[
+        str, typer.Option(help="What runs an ONNX file: onnxruntime, openvino.")
+    ] = "onnxruntime",
+    inputs: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="NPZ", help="Inputs by name [default: seeded]."),
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> int:
+    """Measure engines or models alone, several in turns: latency, throughput, memory.
+
+    Figures that the sample does not support are skipped with the number of runs that they need.
+
+    Example: optimc bench model.onnx out/artifacts/int8/ort --case batch=8 --threads 1
+    """
+    from optimc.cli.bench import run_bench
+
+    return run_bench(
+        paths,
+        case=case,
+        threads=threads,
+        seconds=seconds,
+        runtime=runtime,
+        inputs=inputs,
+        json_output=json_output,
+    )
+
+
 @app.command()
 def bundle(
     folder: Annotated[

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimc.cli.display import Display
 from optimc.cli.run import printable
 from optimc.core.errors import InputError
 
@@ -38,12 +38,14 @@ def run_gate(
     from optimc.report.regression_views import to_annotations, to_junit, to_terminal
 
     command = shlex.join(["optimc", *sys.argv[1:]])
-    with Display() as display:
-        if remeasure:
+    options = GateOptions(candidate, baseline, command, policy, remeasure, inputs)
+    if remeasure:
+        from optimc.cli.display import Display  # which takes long to import
+
+        with Display() as display:
             display.on_stage("measuring both side by side")
-        options = GateOptions(
-            candidate, baseline, command, policy, remeasure, inputs, display.on_share
-        )
+            report = judged(replace(options, progress=display.on_share))
+    else:
         report = judged(options)
     if junit is not None:
         with atomic_write(junit) as file:

@@ -206,23 +206,37 @@ def _cells(timings: Timings, cells: Mapping[str, Subject]) -> dict[str, CellTimi
     }
 
 
-def footprint(engine: Engine, case: Case, name: str, limits: Limits | None) -> Footprint:
+def footprint(
+    engine: Engine,
+    case: Case,
+    name: str,
+    limits: Limits | None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Footprint:
     """Cold start, memory and throughput of `engine`; nothing else of ours may run meanwhile.
 
     Memory is that of a fresh process: one that opened many sessions keeps what they left. Raises
     the errors of the engine's worker.
     """
-    with EngineWorker(engine, name=f"the engine {name}", limits=limits) as worker:
-        first = worker.first_result_ms(case.feeds[0])
-        worker.bind_all(case.feeds)
-        steady = _steady_memory(worker)
-        peak = worker.memory()["peak_mb"]
+    def worker() -> EngineWorker:
+        return EngineWorker(
+            engine, name=f"the engine {name}", limits=limits, overrides=overrides
+        )
+
+    with worker() as fresh:
+        first = fresh.first_result_ms(case.feeds[0])
+        fresh.bind_all(case.feeds)
+        steady = _steady_memory(fresh)
+        peak = fresh.memory()["peak_mb"]
     unknown = "the system does not say"
-    with EngineWorker(engine, name=f"the engine {name}", limits=limits) as worker:
-        worker.bind_all(case.feeds)
-        threads = int(engine.manifest["session"].get("threads", 1))
+    settings = {**engine.manifest["session"], **(overrides or {})}
+    with worker() as several:
+        several.bind_all(case.feeds)
         throughput = measure_throughput(
-            worker, threads=threads, cores=usable_cores(), batch=case.batch
+            several,
+            threads=int(settings.get("threads", 1)),
+            cores=usable_cores(),
+            batch=case.batch,
         )
     return Footprint(first, peak or unknown, steady or unknown, throughput)
 

@@ -9,15 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
+from optimc.core.descriptions import wanted
 from optimc.core.errors import InputError
-from optimc.pipeline.recipe.locate import Place, Problems, RecipeStop, TooManyProblems, quoted
-from optimc.pipeline.recipe.schema import Part, Percentile, Positive, Seconds
-from optimc.pipeline.recipe.validation import validate
-from optimc.pipeline.recipe.yaml_reader import parse
+from optimc.pipeline.units import DURATION_PATTERN, parse_duration
 
 MAX_BYTES = 100_000
 
@@ -25,11 +23,36 @@ SLOWDOWN = 0.05
 SIZE_GROWTH = 0.10
 RELATIVE_DROP = 0.01
 
+
+
+def _seconds(value: Any) -> Any:
+    if isinstance(value, str):
+        return parse_duration(value)
+    raise ValueError("not a duration: write a number and a unit, such as `60 s`")
+
+
+# The recipe's own types take long to import, and the gate on ready reports is to be quick.
 Share = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Percentile = Literal["p50", "p90", "p99"]
+Seconds = Annotated[
+    float,
+    BeforeValidator(_seconds),
+    Field(gt=0),
+    WithJsonSchema({"type": "string", "pattern": DURATION_PATTERN}),
+]
 
 
-class Policy(Part):
+class Policy(BaseModel):
     """The limits of a gate. A limit whose value was not measured is not met."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=wanted(),
+    )
 
     cells: Literal["ships"] | Annotated[tuple[str, ...], Field(min_length=1)] = "ships"
     """`ships` holds what the candidate ships against what the baseline ships; a list of
@@ -78,6 +101,10 @@ def load_policy(path: Path) -> tuple[Policy, str]:
 
     Raises InputError with every problem and where it stands.
     """
+    from optimc.pipeline.recipe.locate import Place, Problems, RecipeStop, TooManyProblems, quoted
+    from optimc.pipeline.recipe.validation import validate
+    from optimc.pipeline.recipe.yaml_reader import parse
+
     content = _read(path)
     problems = Problems(str(path))
     try:
