@@ -179,7 +179,16 @@ def gate_command(candidate: Path, baseline: Path, *more: str) -> tuple[int, floa
     """The exit code of `optimc gate`, and the seconds of the whole process."""
     start = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-m", "optimc", "gate", str(candidate), "--baseline", str(baseline), *more],
+        [
+            sys.executable,
+            "-m",
+            "optimc",
+            "gate",
+            str(candidate),
+            "--baseline",
+            str(baseline),
+            *more,
+        ],
         capture_output=True,
         check=False,
     )
@@ -239,8 +248,8 @@ def plain_loop(model: Path, seconds: float) -> float:
 
 def benchmark_app(model: Path, shape: str, seconds: float) -> float:
     """The median latency in ms by OpenVINO's own tool, in its own process."""
-    tool = Path(sys.executable).with_name("benchmark_app")
-    command = [str(tool), "-m", str(model), "-shape", shape, "-d", "CPU"]
+    tool = "from openvino.tools.benchmark.main import main; main()"
+    command = [sys.executable, "-c", tool, "-m", str(model), "-shape", shape, "-d", "CPU"]
     command += ["-hint", "none", "-nstreams", "1", "-nthreads", "1", "-nireq", "1", "-api", "sync"]
     command += ["-infer_precision", "f32", "-t", str(max(round(seconds), 1))]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

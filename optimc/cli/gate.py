@@ -28,9 +28,7 @@ def run_gate(
 ) -> int:
     """Judges, prints the verdict on stderr (the tree on stdout with `--json`), gives the code."""
     if inputs is not None and not remeasure:
-        raise InputError(
-            "inputs are for measuring again", where="--inputs", fix="add --remeasure"
-        )
+        raise InputError("inputs are for measuring again", where="--inputs", fix="add --remeasure")
     from optimc.core.files import atomic_write
     from optimc.pipeline.regression.run import GateOptions
     from optimc.pipeline.regression.run import run_gate as judged

@@ -163,9 +163,9 @@ def measure(
     and the intervals need not pay for looks. `progress` gets the rounds done and the seconds
     spent. `before_round` is where the subjects may exchange their processes, whose luck would else
     stick to them through all rounds. `before_sweep` gets the number of the sweep that follows:
-    there the subjects may turn to other inputs, the same for all. `seed` draws the orders; `clock` gives seconds. The noise
-    floor is a second worker of the source's engine among the subjects. Raises `SubjectFailed`
-    where a worker fails.
+    there the subjects may turn to other inputs, the same for all. `seed` draws the orders; `clock`
+    gives seconds. The noise floor is a second worker of the source's engine among the subjects.
+    Raises `SubjectFailed` where a worker fails.
     """
     sampler = _Sampler(subjects, plan, before_round, before_sweep, seed, clock)
     due = list(plan.looks) if decided else []

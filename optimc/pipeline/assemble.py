@@ -260,8 +260,7 @@ def _latencies(result: CellResult) -> tuple[schema.Latency, ...]:
     assert isinstance(result.cases, Mapping)
     threads = threads_of(result.cell)
     return tuple(
-        latency_report(case, timing.latency, threads)
-        for case, timing in result.cases.items()
+        latency_report(case, timing.latency, threads) for case, timing in result.cases.items()
     )
 
 

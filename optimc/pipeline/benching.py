@@ -194,9 +194,7 @@ def _told(
                 "threads": threads if options.threads is None else options.threads,
                 "inputs": {n: [a.dtype.name, list(a.shape)] for n, a in feeds[name].items()},
                 "bytes": engine.bytes,
-                **{
-                    f"{q}_ms": _percentile(getattr(latency, q)) for q in ("p50", "p90", "p99")
-                },
+                **{f"{q}_ms": _percentile(getattr(latency, q)) for q in ("p50", "p90", "p99")},
                 "runs": latency.runs,
                 "steady": latency.steady,
                 "load_ms": sorted(latency.load_ms)[len(latency.load_ms) // 2],

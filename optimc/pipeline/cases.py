@@ -1,4 +1,4 @@
-"""What engines are timed on: seeded inputs of the cases' sizes, or samples of the evaluation data."""
+"""What engines are timed on: seeded inputs of the cases' sizes, or samples of the data."""
 
 from __future__ import annotations
 

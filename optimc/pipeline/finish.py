@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -345,9 +345,7 @@ def _report(
     latency: Any = skipped(str(timings.noise_floor))
     if timings.source:
         latency = tuple(
-            assemble.latency_report(
-                case, figures, assemble.threads_of(build.plan.cells[0])
-            )
+            assemble.latency_report(case, figures, assemble.threads_of(build.plan.cells[0]))
             for case, figures in timings.source.items()
         )
     best = gate.best

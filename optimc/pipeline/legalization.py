@@ -144,7 +144,13 @@ def _measured(build: Build, result: CellResult, candidate: Candidate) -> tuple[b
     machine = describe_machine()
     key = digest_of(
         ["legalized", [[e.digest, e.manifest["session"]] for e in engines.values()]],
-        [case.name, dict(case.sizes), build.recipe.seed, build.recipe.benchmark.at_most, compiler_digest()],
+        [
+            case.name,
+            dict(case.sizes),
+            build.recipe.seed,
+            build.recipe.benchmark.at_most,
+            compiler_digest(),
+        ],
         [machine.cpu, machine.cores, list(machine.features)],
         dict(candidate.engine.manifest["versions"]),
     )

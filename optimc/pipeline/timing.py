@@ -218,10 +218,9 @@ def footprint(
     Memory is that of a fresh process: one that opened many sessions keeps what they left. Raises
     the errors of the engine's worker.
     """
+
     def worker() -> EngineWorker:
-        return EngineWorker(
-            engine, name=f"the engine {name}", limits=limits, overrides=overrides
-        )
+        return EngineWorker(engine, name=f"the engine {name}", limits=limits, overrides=overrides)
 
     with worker() as fresh:
         first = fresh.first_result_ms(case.feeds[0])

@@ -204,9 +204,7 @@ def to_junit(report: RegressionReport) -> str:
             ET.SubElement(case, "failure", type=check.verdict, message=message)
     verdict = _case(suite, "verdict")
     if report.verdict != "passed":
-        ET.SubElement(
-            verdict, "failure", type=report.verdict, message=one_line(headline(report))
-        )
+        ET.SubElement(verdict, "failure", type=report.verdict, message=one_line(headline(report)))
     for element in (suite, root):
         element.set("tests", str(sum(1 for _ in element.iter("testcase"))))
         element.set("failures", str(sum(1 for _ in element.iter("failure"))))

@@ -34,7 +34,6 @@ from optimc.report.values import (
     Versions,
 )
 
-
 OLDER = "the version that wrote this report did not measure it"
 
 
@@ -241,21 +240,19 @@ class Metric(Node):
     samples: MeasuredCount
     better: Literal["higher", "lower"]
     method: Annotated[Text | None, Field(description="How the interval was made.")] = None
-    lost: Annotated[
-        MeasuredCount, Field(description="Samples that only the source got right.")
-    ] = Skipped(skipped=OLDER)
-    won: Annotated[
-        MeasuredCount, Field(description="Samples that only the cell got right.")
-    ] = Skipped(skipped=OLDER)
+    lost: Annotated[MeasuredCount, Field(description="Samples that only the source got right.")] = (
+        Skipped(skipped=OLDER)
+    )
+    won: Annotated[MeasuredCount, Field(description="Samples that only the cell got right.")] = (
+        Skipped(skipped=OLDER)
+    )
     mcnemar_p: Annotated[
         Measured, Field(description="Exact two-sided p-value of McNemar's test.")
     ] = Skipped(skipped=OLDER)
     agreement: Annotated[
         Measured, Field(description="Share of the samples to which both gave the same label.")
     ] = Skipped(skipped=OLDER)
-    worst: Annotated[
-        tuple[WorstSample, ...], Field(description="Worst first; a few at most.")
-    ] = ()
+    worst: Annotated[tuple[WorstSample, ...], Field(description="Worst first; a few at most.")] = ()
 
 
 class Ratio(Node):

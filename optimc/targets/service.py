@@ -210,7 +210,9 @@ class EngineService:
         return self._session
 
 
-def run_streams(streams: Sequence[Sequence[Callable[[], None]]], seconds: float) -> tuple[int, float]:
+def run_streams(
+    streams: Sequence[Sequence[Callable[[], None]]], seconds: float
+) -> tuple[int, float]:
     """Runs each stream's calls in turns in a thread of its own for `seconds`, all at once.
 
     Every call is made once before, so that nothing is cold. Returns how many runs there were, and

@@ -1,4 +1,4 @@
-"""Engines and a clock that are simulated: what a measurement says of them can be held to the truth."""
+"""Simulated engines and clock: what a measurement says of them can be held to the truth."""
 
 from __future__ import annotations
 

@@ -24,7 +24,6 @@ SIZE_GROWTH = 0.10
 RELATIVE_DROP = 0.01
 
 
-
 def _seconds(value: Any) -> Any:
     if isinstance(value, str):
         return parse_duration(value)

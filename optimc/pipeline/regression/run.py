@@ -239,9 +239,7 @@ def _side(side: Side) -> SideReport:
     )
 
 
-def _notes(
-    candidate: Side, baseline: Side, sha256: str | None, options: GateOptions
-) -> list[str]:
+def _notes(candidate: Side, baseline: Side, sha256: str | None, options: GateOptions) -> list[str]:
     notes = []
     report = candidate.report
     if sha256 and report is not None and report.gate.verdict not in ("none", "passed"):
