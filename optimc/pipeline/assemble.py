@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from optimc.core.targets import Engine
 from optimc.measure.latency import Latency
@@ -163,13 +163,11 @@ def first_sizes(result: CellResult) -> dict[str, int]:
     return parse_case(next(iter(cases), ""))
 
 
-def throughput_report(
-    found: Footprint | str, case: Mapping[str, int]
-) -> schema.Throughput | Skipped:
-    """Samples per second, or why there is no figure."""
+def throughput_report(found: Footprint | str, case: Mapping[str, int]) -> schema.Throughput | None:
+    """Samples per second; None where `throughput_per_s` says why there is no figure."""
     throughput = found if isinstance(found, str) else found.throughput
     if isinstance(throughput, str):
-        return skipped(throughput)
+        return None
     return schema.Throughput(
         per_s=throughput.per_s.point,
         ci95=throughput.per_s.ci95,
@@ -209,10 +207,10 @@ def _metrics(metrics: Mapping[str, MetricResult] | str) -> dict[str, schema.Metr
             samples=result.samples,
             better=result.better,
             method=None if isinstance(result.drop, str) else result.drop.method,
-            lost=_counted(result.evidence.lost),
-            won=_counted(result.evidence.won),
-            mcnemar_p=measured(result.evidence.mcnemar_p),
-            agreement=measured(result.evidence.agreement),
+            lost=_found(result.evidence.lost),
+            won=_found(result.evidence.won),
+            mcnemar_p=_found(result.evidence.mcnemar_p),
+            agreement=_found(result.evidence.agreement),
             worst=tuple(
                 schema.WorstSample(
                     number=sample.number,
@@ -227,8 +225,12 @@ def _metrics(metrics: Mapping[str, MetricResult] | str) -> dict[str, schema.Metr
     }
 
 
-def _counted(value: int | str) -> int | Skipped:
-    return skipped(value) if isinstance(value, str) else value
+Figure = TypeVar("Figure", int, float)
+
+
+def _found(value: Figure | str) -> Figure | None:
+    """The figure; None where the metric knows no such thing, which is no gap in the report."""
+    return None if isinstance(value, str) else value
 
 
 def latency_report(case: str, latency: Latency, threads: int) -> schema.Latency:

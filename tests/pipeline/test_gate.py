@@ -132,8 +132,8 @@ def test_a_size_is_an_exact_figure() -> None:
         (_interval(900, 20), "passed"),
         (_interval(800, 90), "undecided"),
         (_interval(500, 9), "failed"),
-    ]
-    + [("the worker died", "undecided")],
+        ("the worker died", "undecided"),
+    ],
 )
 def test_throughput_is_judged_by_its_interval(value: Interval | str, verdict: str) -> None:
     cell = replace(_cell(), throughput_per_s=value)
