@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-_WITHOUT_DESCRIPTIONS = ("build", "check")
+_WITHOUT_DESCRIPTIONS = ("build", "check", "gate", "bench")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -97,6 +97,10 @@ def run_schema(of: str) -> int:
         from optimc.pipeline.recipe.json_schema import recipe_schema
 
         print(json.dumps(recipe_schema(), indent=2))
+    elif of == "policy":
+        from optimc.pipeline.regression.policy import policy_schema
+
+        print(policy_schema(), end="")
     else:
         from optimc.report.canonical import schema_text
 

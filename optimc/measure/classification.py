@@ -81,7 +81,11 @@ class _TopK(_Classifier):
         tied = (scores == own) & (np.arange(classes) < labels[:, None])
         rank = ((scores > own) | tied).sum(axis=1)
         broken = np.isnan(scores).any(axis=1)
-        return {"correct": (rank < self.k) & ~broken}
+        correct = (rank < self.k) & ~broken
+        if self.k > 1:
+            return {"correct": correct}
+        # The labels say how often two models agree, right or wrong.
+        return {"correct": correct, "predicted": np.where(broken, -1, scores.argmax(axis=1))}
 
     def value(self, records: Records, indices: Indices | None = None) -> float:
         """See `RegularMetric`."""
@@ -100,7 +104,9 @@ class Top1(_TopK):
     k: ClassVar[int] = 1
 
     def _compare(self, predicted: Array, labels: Array) -> Records:
-        return {"correct": predicted == labels}
+        import numpy as np
+
+        return {"correct": predicted == labels, "predicted": predicted.astype(np.int64)}
 
 
 class Top5(_TopK):

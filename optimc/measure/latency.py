@@ -77,6 +77,8 @@ class Latency:
     runs: int
     load_ms: tuple[float, ...]
     """How long each fresh session took to open."""
+    steady: float
+    """The share of the sessions whose warm-up was seen to end before anything was timed."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class Timings:
 
     samples: Mapping[str, tuple[NDArray[np.int64], ...]]
     load_ms: Mapping[str, tuple[float, ...]]
+    steady: Mapping[str, tuple[bool, ...]]
+    """For each session, whether its runs no longer got faster when it was timed."""
     looks: tuple[Look, ...]
     seconds: float
     stopped: Literal["decided", "time is up"]
@@ -103,13 +107,15 @@ class Timings:
             p99=percentile(rounds, 0.99),
             runs=sum(samples.size for samples in rounds),
             load_ms=self.load_ms[subject],
+            steady=sum(self.steady[subject]) / len(self.steady[subject]),
         )
 
-    def ratio(self, subject: str, reference: str) -> Interval | str:
+    def ratio(self, subject: str, reference: str, *, error: float = ALPHA) -> Interval | str:
         """How many times as fast as `reference` `subject` is: time of reference / time of subject.
 
-        The interval holds at all looks together, whenever sampling stopped. Returns the reason
-        where there are fewer than 2 rounds.
+        The interval holds at all looks together, whenever sampling stopped; `error` is the
+        one-sided error of each of its ends `lower` and `upper`. Returns the reason where there are
+        fewer than 2 rounds.
         """
         import numpy as np
 
@@ -118,7 +124,7 @@ class Timings:
         return ratio_interval(
             np.array(rounds),
             two_sided=nominal_level(self.looks, ALPHA),
-            one_sided=nominal_level(self.looks, 2 * ALPHA),
+            one_sided=nominal_level(self.looks, 2 * error),
         )
 
     def _log_typical(self, subject: str) -> list[NDArray[np.float64]]:
@@ -147,6 +153,7 @@ def measure(
     decided: Callable[[Timings], bool] | None = None,
     progress: Callable[[int, float], None] | None = None,
     before_round: Callable[[np.random.Generator], None] | None = None,
+    before_sweep: Callable[[int], None] | None = None,
     seed: int = 0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Timings:
@@ -155,11 +162,12 @@ def measure(
     `decided` is asked at the looks of `plan`; without it, sampling goes on until the time is up,
     and the intervals need not pay for looks. `progress` gets the rounds done and the seconds
     spent. `before_round` is where the subjects may exchange their processes, whose luck would else
-    stick to them through all rounds. `seed` draws the orders; `clock` gives seconds. The noise
-    floor is a second worker of the source's engine among the subjects. Raises `SubjectFailed`
-    where a worker fails.
+    stick to them through all rounds. `before_sweep` gets the number of the sweep that follows:
+    there the subjects may turn to other inputs, the same for all. `seed` draws the orders; `clock`
+    gives seconds. The noise floor is a second worker of the source's engine among the subjects.
+    Raises `SubjectFailed` where a worker fails.
     """
-    sampler = _Sampler(subjects, plan, before_round, seed, clock)
+    sampler = _Sampler(subjects, plan, before_round, before_sweep, seed, clock)
     due = list(plan.looks) if decided else []
     looks: list[Look] = []
     start = clock()
@@ -191,6 +199,7 @@ class _Sampler:
         subjects: Mapping[str, Timed],
         plan: SamplingPlan,
         before_round: Callable[[np.random.Generator], None] | None,
+        before_sweep: Callable[[int], None] | None,
         seed: int,
         clock: Callable[[], float],
     ) -> None:
@@ -200,16 +209,20 @@ class _Sampler:
         self._subjects = subjects
         self._plan = plan
         self._before_round = before_round
+        self._before_sweep = before_sweep
         self._clock = clock
         self._random = np.random.default_rng(seed)
         self._blocks: dict[str, tuple[int, int]] = {}
         self._samples: dict[str, list[NDArray[np.int64]]] = {name: [] for name in subjects}
         self._loads: dict[str, list[float]] = {name: [] for name in subjects}
+        self._steady: dict[str, list[bool]] = {name: [] for name in subjects}
+        self._sweeps_done = 0
 
     def timings(self, looks: tuple[Look, ...], seconds: float) -> Timings:
         return Timings(
             {name: tuple(rounds) for name, rounds in self._samples.items()},
             {name: tuple(loads) for name, loads in self._loads.items()},
+            {name: tuple(steady) for name, steady in self._steady.items()},
             looks,
             seconds,
             "decided",
@@ -229,6 +242,9 @@ class _Sampler:
         sweeps = _sweeps(self._clock() - began, sweep, self._plan.at_most_s)
         runs: dict[str, list[NDArray[np.int64]]] = {name: [] for name in self._subjects}
         for _ in range(sweeps):
+            if self._before_sweep:
+                self._before_sweep(self._sweeps_done)
+            self._sweeps_done += 1
             for name in self._shuffled():
                 lead, counted = self._blocks[name]
                 runs[name].append(self._time(name, lead + counted)[lead:])
@@ -261,6 +277,7 @@ class _Sampler:
             best = min(best, last)
             if name not in self._blocks:
                 batch = min(max(int(self._plan.block_ms * 0.25e6 / max(last, 1.0)), 1), _MAX_RUNS)
+        self._steady[name].append(calm >= 2)
         return max(last, 1.0)
 
     def _time(self, name: str, runs: int) -> NDArray[np.int64]:

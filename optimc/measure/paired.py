@@ -47,6 +47,21 @@ def proportion_drop(lost: int, won: int, n: int) -> Interval:
     )
 
 
+def mcnemar(lost: int, won: int) -> float:
+    """The exact two-sided p-value of McNemar's test: how likely so uneven a split of the samples
+    on which two models disagree is where neither is better.
+
+    Twice the smaller tail of the binomial distribution of ``lost + won`` fair coins, 1 at most.
+
+    Source: McNemar, Psychometrika 12 (1947) 153; the exact form: Fay, R Journal 2 (2010) 53.
+    """
+    from scipy.special import bdtr
+
+    if lost + won == 0:
+        return 1.0
+    return min(2 * float(bdtr(min(lost, won), lost + won, 0.5)), 1.0)
+
+
 def _tango_end(lost: int, won: int, n: int, z: float, side: int) -> float:
     """Where the score statistic, which falls in the difference, is ``-side z``."""
     inside, outside = (lost - won) / n, float(side)

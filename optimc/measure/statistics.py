@@ -58,9 +58,10 @@ class Percentile:
 
 def normal_quantile(probability: float) -> float:
     """The quantile of the standard normal distribution."""
-    from scipy.special import ndtri
+    # Of the standard library: a gate on ready reports need not wait for scipy.
+    from statistics import NormalDist
 
-    return float(ndtri(probability))
+    return NormalDist().inv_cdf(probability)
 
 
 def t_quantile(probability: float, degrees: float) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from optimc.core.targets import Engine
 from optimc.measure.latency import Latency
@@ -15,7 +15,7 @@ from optimc.pipeline.engines import Agreement, EngineProof
 from optimc.pipeline.gate import CaseFigures, Figures
 from optimc.pipeline.manager import PassOutcome
 from optimc.pipeline.plan import Cell
-from optimc.pipeline.timing import CellTiming
+from optimc.pipeline.timing import DATA, CellTiming, Footprint
 from optimc.pipeline.verification import Verdict
 from optimc.report import schema
 from optimc.report.values import Skipped, Status
@@ -40,7 +40,7 @@ class CellResult:
     cases: Mapping[str, CellTiming] | str = "not measured"
     """By benchmark case."""
     load_ms: float | str = "not measured"
-    peak_memory_mb: float | str = "not measured"
+    footprint: Footprint | str = "not measured"
     unverified: list[str] = field(default_factory=list)
     kit: Path | None = None
     """What finishes a deferred cell where its target can be built."""
@@ -106,11 +106,12 @@ def cell_report(result: CellResult) -> schema.Cell:
         engine=engine_report(result),
         metrics=_metrics(result.metrics),
         latency=_latencies(result) if isinstance(cases, Mapping) else skipped(why),
-        speedup=_speedup(first.speedup if first else why, "source on ONNX Runtime"),
-        speedup_same_runtime=_speedup(
+        speedup=speedup_report(first.speedup if first else why, "source on ONNX Runtime"),
+        speedup_same_runtime=speedup_report(
             first.speedup_same_runtime if first else why, f"source on {result.cell.target_name}"
         ),
-        throughput_per_s=measured(first.throughput_per_s if first else why),
+        throughput_per_s=measured(_throughput(result)),
+        throughput=throughput_report(result.footprint, first_sizes(result)),
         unverified=tuple(result.unverified),
     )
 
@@ -141,7 +142,42 @@ def engine_report(result: CellResult) -> schema.EngineReport | Skipped:
             schema.FloatIsland(node=node, reason=reason) for node, reason in proof.islands
         ),
         load_ms=measured(result.load_ms),
-        peak_memory_mb=measured(result.peak_memory_mb),
+        first_result_ms=_footprint(result, "first_result_ms"),
+        peak_memory_mb=_footprint(result, "peak_memory_mb"),
+        steady_memory_mb=_footprint(result, "steady_memory_mb"),
+    )
+
+
+def _footprint(result: CellResult, name: str) -> float | Skipped:
+    found = result.footprint
+    return measured(found if isinstance(found, str) else getattr(found, name))
+
+
+def _throughput(result: CellResult) -> float | str:
+    found = result.footprint
+    if isinstance(found, str):
+        return found
+    return found.throughput if isinstance(found.throughput, str) else found.throughput.per_s.point
+
+
+def first_sizes(result: CellResult) -> dict[str, int]:
+    """The sizes of the first benchmark case."""
+    cases = result.cases if isinstance(result.cases, Mapping) else {}
+    return parse_case(next(iter(cases), ""))
+
+
+def throughput_report(found: Footprint | str, case: Mapping[str, int]) -> schema.Throughput | None:
+    """Samples per second; None where `throughput_per_s` says why there is no figure."""
+    throughput = found if isinstance(found, str) else found.throughput
+    if isinstance(throughput, str):
+        return None
+    return schema.Throughput(
+        per_s=throughput.per_s.point,
+        ci95=throughput.per_s.ci95,
+        streams=throughput.streams,
+        threads=throughput.threads,
+        batch=throughput.batch,
+        case=dict(case),
     )
 
 
@@ -173,24 +209,55 @@ def _metrics(metrics: Mapping[str, MetricResult] | str) -> dict[str, schema.Metr
             ci95=skipped(result.drop) if isinstance(result.drop, str) else result.drop.ci95,
             samples=result.samples,
             better=result.better,
+            method=None if isinstance(result.drop, str) else result.drop.method,
+            lost=_found(result.evidence.lost),
+            won=_found(result.evidence.won),
+            mcnemar_p=_found(result.evidence.mcnemar_p),
+            agreement=_found(result.evidence.agreement),
+            worst=tuple(
+                schema.WorstSample(
+                    number=sample.number,
+                    id=result.names.get(sample.number, str(sample.number)),
+                    source=sample.source,
+                    candidate=sample.candidate,
+                )
+                for sample in result.evidence.worst
+            ),
         )
         for name, result in metrics.items()
     }
 
 
-def latency_report(case: Mapping[str, int], latency: Latency, threads: int) -> schema.Latency:
-    """Percentiles of one engine on one case."""
+Figure = TypeVar("Figure", int, float)
+
+
+def _found(value: Figure | str) -> Figure | None:
+    """The figure; None where the metric knows no such thing, which is no gap in the report."""
+    return None if isinstance(value, str) else value
+
+
+def latency_report(case: str, latency: Latency, threads: int) -> schema.Latency:
+    """Percentiles of one engine on the case with this name."""
 
     def figure(value: Percentile | str) -> float | Skipped:
         return skipped(value) if isinstance(value, str) else value.ms
 
+    def ends(value: Percentile | str) -> tuple[float, float] | None:
+        return None if isinstance(value, str) else value.ci95
+
     return schema.Latency(
-        case=dict(case),
+        case=parse_case(case),
         p50_ms=figure(latency.p50),
         p90_ms=figure(latency.p90),
         p99_ms=figure(latency.p99),
+        p50_ci95=ends(latency.p50),
+        p90_ci95=ends(latency.p90),
+        p99_ci95=ends(latency.p99),
         runs=latency.runs,
         threads=threads,
+        sessions=len(latency.load_ms),
+        steady=latency.steady,
+        inputs="data" if case == DATA else "seeded",
     )
 
 
@@ -198,14 +265,13 @@ def _latencies(result: CellResult) -> tuple[schema.Latency, ...]:
     assert isinstance(result.cases, Mapping)
     threads = threads_of(result.cell)
     return tuple(
-        latency_report(parse_case(case), timing.latency, threads)
-        for case, timing in result.cases.items()
+        latency_report(case, timing.latency, threads) for case, timing in result.cases.items()
     )
 
 
 def parse_case(name: str) -> dict[str, int]:
-    """The sizes behind a case's name (``batch=1,length=128``)."""
-    pairs = (item.partition("=") for item in name.split(",") if item)
+    """The sizes behind a case's name (``batch=1,length=128``); none for inputs from the data."""
+    pairs = (item.partition("=") for item in name.split(",") if "=" in item)
     return {dim: int(size) for dim, _, size in pairs}
 
 
@@ -216,7 +282,8 @@ def threads_of(cell: Cell) -> int:
     return int(getattr(cell.target, "threads", None) or os.cpu_count() or 1)
 
 
-def _speedup(value: Interval | str, against: str) -> schema.Speedup | Skipped:
+def speedup_report(value: Interval | str, against: str) -> schema.Speedup | Skipped:
+    """A speed-up over `against`, or why there is none."""
     if isinstance(value, str):
         return skipped(value)
     return schema.Speedup(
@@ -250,14 +317,19 @@ def figures_of(result: CellResult) -> Figures:
                     "p90": timing.latency.p90,
                     "p99": timing.latency.p99,
                 },
-                throughput_per_s=timing.throughput_per_s,
             )
             for name, timing in cases.items()
         },
+        throughput_per_s=_throughput_interval(result.footprint),
         size_mb=result.engine.bytes / 1e6 if result.engine else "not built",
         not_measured=result.metrics if isinstance(result.metrics, str) else "no such metric",
         not_timed=result.cases if isinstance(result.cases, str) else "no such case",
     )
+
+
+def _throughput_interval(found: Footprint | str) -> Interval | str:
+    throughput = found if isinstance(found, str) else found.throughput
+    return throughput if isinstance(throughput, str) else throughput.per_s
 
 
 def now() -> str:

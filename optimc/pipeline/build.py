@@ -18,6 +18,7 @@ from optimc.core.passes import Input
 from optimc.core.worker import Limits
 from optimc.pipeline.assemble import CellResult
 from optimc.pipeline.cache import Cache
+from optimc.pipeline.cases import check_data_cases
 from optimc.pipeline.data import check_overlap, open_data
 from optimc.pipeline.engines import EngineBuilder
 from optimc.pipeline.evaluation import check_metrics
@@ -41,6 +42,7 @@ from optimc.pipeline.verification import PASSED, PassVerifier, Segment, Verdict
 if TYPE_CHECKING:
     from optimc.core.passes import Calibration
     from optimc.core.targets import Engine
+    from optimc.measure.metric import Records
     from optimc.pipeline.engines import EngineProof
     from optimc.pipeline.recipe.schema import Recipe
     from optimc.report.schema import Report
@@ -87,6 +89,8 @@ class Build:
         self.warnings: list[str] = []
         self.locked: dict[str, Any] | None = None
         """The lock's content, with `--locked`."""
+        self.records: dict[str, dict[str, Records]] = {}
+        """By cell and metric: what each engine answered, sample by sample."""
         self.files: tuple[Path, ...] = ()
         """The report's files, once they are written."""
 
@@ -116,6 +120,7 @@ class Build:
         self.source = read_source(self.recipe, cache, self.limits, workspace)
         self.recipe = with_known(self.recipe, self.source.known)
         self.data = open_data(self.recipe, self.source.model.signature)
+        check_data_cases(self.recipe, self.data.evaluation)
         check_overlap(self.recipe, self.data, cache)
         if self.options.measure:
             check_metrics(self.recipe, self.data.evaluation, self.source.model.signature)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -16,6 +16,7 @@ from optimc.core.targets import Engine
 from optimc.core.worker import Limits
 from optimc.measure.metric import Direction, Metric, RegularMetric, SampleMetric
 from optimc.measure.metrics import compare
+from optimc.measure.sample_scores import SampleEvidence, evidence
 from optimc.measure.statistics import Interval
 from optimc.measure.user_metric import UserMetric
 from optimc.pipeline.cache import Cache
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
     Arrays = Mapping[str, NDArray[Any]]
 
+SOURCE_RECORDS = "source"
+
 _BATCH = 32
 """Samples in one run where the model's batch is free: enough to keep a call's overhead small."""
 
@@ -46,6 +49,9 @@ class MetricResult:
     drop: Interval | str
     samples: int
     better: Direction
+    evidence: SampleEvidence
+    names: Mapping[int, str]
+    """What the data source calls the worst samples."""
 
 
 def loaded_metrics(recipe: Recipe) -> dict[str, Metric]:
@@ -126,6 +132,8 @@ class Evaluator:
     limits: Limits
     seed: int
     progress: Callable[[float, str], None]
+    kept: dict[str, dict[str, Records]] = field(default_factory=dict)
+    """By cell and metric: what was recorded, the source's under `SOURCE_RECORDS`."""
     _source: Engine | None = None
     _records: dict[str, Records] = field(default_factory=dict)
 
@@ -133,6 +141,7 @@ class Evaluator:
         """Evaluates the source; has to come before `evaluate`."""
         self._source = engine
         self._records = self._run("the source", engine, self.dataset)
+        self.kept[SOURCE_RECORDS] = self._records
 
     def source_values(self) -> dict[str, float]:
         """The source's value of every metric."""
@@ -147,14 +156,23 @@ class Evaluator:
         results = {}
         for key, metric in self.metrics.items():
             drop = compare(metric, self._records[key], records[key], seed=self.seed)
+            found = evidence(self._records[key], records[key], metric.better)
             results[key] = MetricResult(
                 value=metric.value(records[key]),
                 source=metric.value(self._records[key]),
                 drop=drop,
                 samples=len(self.dataset) // self.dataset.samples_per_label,
                 better=metric.better,
+                evidence=found,
+                names=self._names([sample.number for sample in found.worst]),
             )
+        self.kept[name] = records
         return results
+
+    def _names(self, numbers: Sequence[int]) -> dict[int, str]:
+        """Of labelled samples; a pair is called by its first member."""
+        per = self.dataset.samples_per_label
+        return {number: self.dataset.name_of(number * per) for number in numbers}
 
     def _run(self, name: str, engine: Engine, dataset: Dataset) -> dict[str, Records]:
         """The records of every metric, from the cache where all are there."""

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from optimc import __version__
 from optimc.core.errors import CellError, InputError, OptimcError
@@ -15,23 +13,21 @@ from optimc.core.files import alone_in, atomic_folder, file_sha256
 from optimc.core.targets import Engine, Target
 from optimc.pipeline import assemble
 from optimc.pipeline.assemble import CellResult, figures_of, skipped
+from optimc.pipeline.cases import benchmark_cases
+from optimc.pipeline.confirmation import confirmed
 from optimc.pipeline.evaluation import Evaluator, loaded_metrics
 from optimc.pipeline.gate import GateResult, judge
 from optimc.pipeline.lock import lock_path, read_lock, refuse_differences, write_lock
 from optimc.pipeline.parallel import run_side_by_side
-from optimc.pipeline.probes import seeded_array
-from optimc.pipeline.timing import SOURCE, BuildTimings, Case, CellTiming, Subject, Timer
+from optimc.pipeline.records import FILE, write_records
+from optimc.pipeline.timing import SOURCE, BuildTimings, CellTiming, Subject, Timer
 from optimc.pipeline.versions import tool_versions
 from optimc.report import schema
 from optimc.report.values import Skipped
 from optimc.report.write import write_report
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from optimc.core.model import Signature
     from optimc.pipeline.build import Build
-    from optimc.pipeline.recipe.schema import InputSpec
 
 NOT_ASKED = "measuring is off (--no-measure)"
 RELATIVE_DROP = 0.01
@@ -75,6 +71,7 @@ def evaluate(build: Build) -> dict[str, float]:
     engine = source_engine(build, reference_target(_any_target(build)))
     evaluator.evaluate_source(engine)
     run_side_by_side(build.cells_alive(), lambda result: _evaluate_cell(build, evaluator, result))
+    build.records = evaluator.kept
     return evaluator.source_values()
 
 
@@ -116,17 +113,11 @@ def time_cells(build: Build) -> BuildTimings:
     if not build.options.measure or not alive:
         reason = "nothing was built" if build.options.measure else NOT_ASKED
         for result in build.results.values():
-            result.cases = result.load_ms = result.peak_memory_mb = reason
+            result.cases = result.load_ms = result.footprint = reason
         return BuildTimings(noise_floor=reason)
     references: dict[str, Engine] = {SOURCE: source_engine(build, reference_target(_first(alive)))}
     cells = {name: _subject(build, result, references) for name, result in alive.items()}
-    timer = Timer(
-        limits=build.limits,
-        seconds=build.recipe.benchmark.at_most * len(cells),
-        seed=build.recipe.seed,
-        lock=build.cache.folder / "measuring.lock",
-        progress=build.observer.on_share,
-    )
+    timer = _timer(build, len(cells))
     decided = None
     if build.recipe.benchmark.until == "decided" and build.recipe.gate is not None:
         decided = _question(build, alive)
@@ -137,8 +128,34 @@ def time_cells(build: Build) -> BuildTimings:
             continue
         result.cases = {case: cells[name] for case, cells in timings.cases.items()}
         result.load_ms = timings.load_ms[name]
-        result.peak_memory_mb = timings.peak_memory_mb[name]
+        result.footprint = timings.footprints[name]
     return timings
+
+
+def _timer(build: Build, cells: int, *, seed: int = 0) -> Timer:
+    return Timer(
+        limits=build.limits,
+        seconds=build.recipe.benchmark.at_most * cells,
+        seed=build.recipe.seed + seed,
+        lock=build.cache.folder / "measuring.lock",
+        progress=build.observer.on_share,
+    )
+
+
+def time_again(build: Build, result: CellResult) -> Mapping[str, CellTiming] | str:
+    """A second measurement of one cell on the first case, or why there is none."""
+    build.observer.on_stage(f"measuring {result.cell.name} again, as it was chosen")
+    name, alive = result.cell.name, {result.cell.name: result}
+    references: dict[str, Engine] = {SOURCE: source_engine(build, reference_target(_first(alive)))}
+    cells = {name: _subject(build, result, references)}
+    first = benchmark_cases(build)[:1]
+    decided = None
+    if build.recipe.benchmark.until == "decided":
+        decided = _question(build, alive)
+    timings = _timer(build, 1, seed=1).run(cells, references, first, decided, footprints=False)
+    if name in timings.failures:
+        return timings.failures[name]
+    return {case: found[name] for case, found in timings.cases.items()}
 
 
 def _first(alive: Mapping[str, CellResult]) -> Target:
@@ -189,32 +206,6 @@ def _question(build: Build, alive: Mapping[str, CellResult]) -> Any:
     return decided
 
 
-def benchmark_cases(build: Build) -> list[Case]:
-    """The sizes of every benchmark case, with seeded inputs of these sizes."""
-    typical = {name: dim.typical for name, dim in build.data.dims.items()}
-    found = [{**typical, **case} for case in build.recipe.benchmark.cases or ({},)]
-    reference = _seeded(build.source.model.signature, build.recipe.inputs, found, build.recipe.seed)
-    feeds = _seeded(build.start.model.signature, build.start.inputs, found, build.recipe.seed)
-    return [Case(*case) for case in zip(found, feeds, reference, strict=True)]
-
-
-def _seeded(
-    signature: Signature,
-    declared: Mapping[str, InputSpec],
-    cases: Sequence[Mapping[str, int]],
-    seed: int,
-) -> list[dict[str, NDArray[Any]]]:
-    """For each case the feeds of a model with this signature."""
-    rng = np.random.default_rng(seed)
-    return [
-        {
-            spec.name: seeded_array(spec, declared.get(spec.name), sizes, rng)
-            for spec in signature.inputs
-        }
-        for sizes in cases
-    ]
-
-
 def finish(build: Build) -> schema.Report:
     """Measures, judges, writes artifacts, report and lock; returns the report."""
     build.observer.on_stage("measuring accuracy")
@@ -224,13 +215,30 @@ def finish(build: Build) -> schema.Report:
     chosen = build.locked["choices"]["best"] if build.locked else None
     figures = [figures_of(result) for result in build.results.values()]
     gate = judge(build.recipe.gate, figures, chosen=chosen)
+    gate, confirmation = confirmed(
+        build.recipe.gate, gate, build.results, lambda result: time_again(build, result)
+    )
     build.observer.on_stage("writing")
     lock_state = _lock(build, gate)
-    report = _report(build, gate, timings, source_metrics, lock_state)
+    report = _report(build, gate, timings, source_metrics, lock_state).model_copy(
+        update={"confirmation": confirmation, "records": _records(build)}
+    )
     with alone_in(build.options.out):
         write_artifacts(build)
         build.files = write_report(report, build.options.out)
     return report
+
+
+def _records(build: Build) -> schema.RecordsFile | None:
+    """Writes what every engine answered, sample by sample; None where there is nothing of it."""
+    dataset = build.data.evaluation
+    if dataset is None or not build.records:
+        (build.options.out / FILE).unlink(missing_ok=True)
+        return None
+    metrics = loaded_metrics(build.recipe)
+    if not write_records(build.options.out, dataset.digest, metrics, build.records):
+        return None
+    return schema.RecordsFile(path=FILE, data=dataset.digest)
 
 
 def write_artifacts(build: Build) -> None:
@@ -341,9 +349,7 @@ def _report(
     latency: Any = skipped(str(timings.noise_floor))
     if timings.source:
         latency = tuple(
-            assemble.latency_report(
-                assemble.parse_case(case), figures, assemble.threads_of(build.plan.cells[0])
-            )
+            assemble.latency_report(case, figures, assemble.threads_of(build.plan.cells[0]))
             for case, figures in timings.source.items()
         )
     best = gate.best

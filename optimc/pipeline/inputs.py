@@ -142,7 +142,8 @@ def output_name(recipe: Recipe, name: str) -> str:
 
 def check_cases(recipe: Recipe, dims: Mapping[str, DimRange]) -> None:
     """Raises InputError where a benchmark case names no dim of the model, or a size outside."""
-    for index, case in enumerate(recipe.benchmark.cases):
+    cases = recipe.benchmark.cases
+    for index, case in enumerate(() if cases == "data" else cases):
         for name, size in case.items():
             where = recipe.where("benchmark", "cases", index, name)
             if name not in dims:

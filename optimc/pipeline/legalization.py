@@ -9,7 +9,7 @@ choice is kept in the cache and written to the lock, and `--locked` replays it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from optimc.core.targets import Engine
 from optimc.measure.latency import SamplingPlan, Timings, measure
 from optimc.measure.statistics import Interval
 from optimc.pipeline.parallel import run_side_by_side
-from optimc.pipeline.timing import exclusive
+from optimc.pipeline.timing import exclusive, turning
 from optimc.pipeline.verification import Verdict
 from optimc.pipeline.versions import compiler_digest
 from optimc.targets.client import EngineWorker
@@ -136,7 +136,7 @@ def _choose(build: Build, result: CellResult, candidate: Candidate) -> bool:
 def _measured(build: Build, result: CellResult, candidate: Candidate) -> tuple[bool, str]:
     """Whether the candidate is faster than the plain engine on this machine, and the figures."""
     from optimc.measure.machine import describe_machine
-    from optimc.pipeline.finish import benchmark_cases
+    from optimc.pipeline.cases import benchmark_cases
 
     assert result.engine is not None
     engines = {_PLAIN: result.engine, _LEGAL: candidate.engine}
@@ -144,7 +144,13 @@ def _measured(build: Build, result: CellResult, candidate: Candidate) -> tuple[b
     machine = describe_machine()
     key = digest_of(
         ["legalized", [[e.digest, e.manifest["session"]] for e in engines.values()]],
-        [dict(case.sizes), build.recipe.seed, build.recipe.benchmark.at_most, compiler_digest()],
+        [
+            case.name,
+            dict(case.sizes),
+            build.recipe.seed,
+            build.recipe.benchmark.at_most,
+            compiler_digest(),
+        ],
         [machine.cpu, machine.cores, list(machine.features)],
         dict(candidate.engine.manifest["versions"]),
     )
@@ -161,7 +167,7 @@ def _measured(build: Build, result: CellResult, candidate: Candidate) -> tuple[b
 
 
 def _trial(
-    build: Build, name: str, engines: Mapping[str, Engine], feeds: Mapping[str, Any]
+    build: Build, name: str, engines: Mapping[str, Engine], feeds: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """Times both engines in turns until it is clear which is faster, or the time is up."""
     seconds = min(build.recipe.benchmark.at_most, MOST_SECONDS)
@@ -174,12 +180,13 @@ def _trial(
     ):
         workers = {_PLAIN: plain, _LEGAL: legal}
         for worker in workers.values():
-            worker.bind(feeds)
+            worker.bind_all(feeds)
         timings = measure(
             workers,
             SamplingPlan(at_most_s=seconds),
             decided=_decided,
             progress=lambda rounds, s: build.observer.on_share(min(s / seconds, 1.0), name),
+            before_sweep=turning(tuple(workers.values()), len(feeds)),
             seed=build.recipe.seed,
         )
     ratio = timings.ratio(_LEGAL, _PLAIN)

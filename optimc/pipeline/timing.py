@@ -9,19 +9,25 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optimc.core.errors import OptimcError
 from optimc.core.targets import Engine
 from optimc.core.worker import Limits
 from optimc.measure.latency import Latency, SamplingPlan, SubjectFailed, Timings, measure
+from optimc.measure.machine import usable_cores
 from optimc.measure.statistics import Interval
-from optimc.pipeline.parallel import run_side_by_side
+from optimc.measure.throughput import Throughput, measure_throughput
 from optimc.targets.client import EngineWorker, exchange_processes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SOURCE = "source on ONNX Runtime"
+DATA = "data"
+"""What the case is called that runs on samples of the evaluation data."""
 AGAIN = "source on ONNX Runtime, a second time"
-_MEMORY_RUNS = 3
+_STEADY_SHARE = 0.01
+_MOST_BATCHES = 10
+_BATCH_RUNS = 3
 
 
 @dataclass(frozen=True)
@@ -31,31 +37,50 @@ class CellTiming:
     latency: Latency
     speedup: Interval | str
     speedup_same_runtime: Interval | str
-    throughput_per_s: float | str
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What one engine takes, each in a fresh process; a string is why there is nothing."""
+
+    first_result_ms: float | str
+    peak_memory_mb: float | str
+    steady_memory_mb: float | str
+    throughput: Throughput | str
+    """On the first case."""
 
 
 @dataclass
 class BuildTimings:
-    """Timings by case and cell; memory and load time by cell."""
+    """Timings by case and cell; load times and footprints by cell."""
 
     cases: dict[str, dict[str, CellTiming]] = field(default_factory=dict)
     source: dict[str, Latency] = field(default_factory=dict)
     noise_floor: Interval | str = "not measured"
     load_ms: dict[str, float] = field(default_factory=dict)
-    peak_memory_mb: dict[str, float | str] = field(default_factory=dict)
+    footprints: dict[str, Footprint] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     """By cell: why its worker failed while it was measured."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A benchmark case: sizes of the dims, and inputs of these sizes for engines and references."""
+    """A benchmark case: sizes of the dims, and inputs for engines and references."""
 
     sizes: Mapping[str, int]
-    feeds: Mapping[str, NDArray[Any]]
-    """What the cells' engines take."""
-    reference: Mapping[str, NDArray[Any]]
+    feeds: Sequence[Mapping[str, NDArray[Any]]]
+    """What the cells' engines take: one feed, or several that sweeps take in turns."""
+    reference: Sequence[Mapping[str, NDArray[Any]]]
     """What the source takes, which may lack the preprocessing that the engines have in them."""
+    from_data: bool = False
+    """Whether the feeds are samples of the evaluation data."""
+    batch: int = 1
+    """Samples in one run."""
+
+    @property
+    def name(self) -> str:
+        """``batch=1,length=128``, or `DATA`."""
+        return DATA if self.from_data else case_name(self.sizes)
 
 
 @dataclass(frozen=True)
@@ -86,11 +111,14 @@ class Timer:
         references: Mapping[str, Engine],
         cases: Sequence[Case],
         decided: Callable[[Mapping[str, CellTiming]], bool] | None,
+        *,
+        footprints: bool = True,
     ) -> BuildTimings:
         """Times `cells` and `references` (which hold `SOURCE`) on every case.
 
         `decided` is asked on the first case whether the gate needs more. A cell whose worker fails
-        is left out from then on and named in `failures`.
+        is left out from then on and named in `failures`. `footprints` asks for cold start, memory
+        and throughput, too.
         """
         result = BuildTimings()
         with exclusive(self.lock, self.progress), ExitStack() as stack:
@@ -103,25 +131,16 @@ class Timer:
             for index, case in enumerate(cases):
                 question = decided if index == 0 else None
                 self._case(result, case, cells, workers, question)
-        alive = [name for name in cells if name not in result.failures]
-        run_side_by_side(
-            alive, lambda name: self._memory(result, name, cells[name], cases[0].feeds)
-        )
+            for worker in workers.values():
+                worker.close()
+            for name in [n for n in cells if footprints and n not in result.failures]:
+                self.progress(1.0, f"memory and throughput of {name}")
+                try:
+                    found = footprint(cells[name].engine, cases[0], name, self.limits)
+                    result.footprints[name] = found
+                except OptimcError as error:
+                    result.failures[name] = str(error)
         return result
-
-    def _memory(
-        self,
-        result: BuildTimings,
-        name: str,
-        subject: Subject,
-        feeds: Mapping[str, NDArray[Any]],
-    ) -> None:
-        """The peak of a fresh process: one that opened many sessions keeps what they left."""
-        with EngineWorker(subject.engine, name=f"the engine {name}", limits=self.limits) as worker:
-            worker.bind(feeds)
-            worker.time_block(_MEMORY_RUNS)
-            peak = worker.memory()["peak_mb"]
-        result.peak_memory_mb[name] = peak or "the system does not say"
 
     def _engines(
         self, cells: Mapping[str, Subject], references: Mapping[str, Engine]
@@ -139,11 +158,11 @@ class Timer:
         workers: Mapping[str, EngineWorker],
         decided: Callable[[Mapping[str, CellTiming]], bool] | None,
     ) -> None:
-        case = case_name(asked.sizes)
+        case = asked.name
         while True:
             alive = {name: w for name, w in workers.items() if name not in result.failures}
             for name, worker in alive.items():
-                worker.bind(asked.feeds if name in cells else asked.reference)
+                worker.bind_all(asked.feeds if name in cells else asked.reference)
             judged = {name: cell for name, cell in cells.items() if name in alive}
 
             def question(timings: Timings, judged: Mapping[str, Subject] = judged) -> bool:
@@ -160,6 +179,7 @@ class Timer:
                         min(s / self.seconds, 1.0), f"{case or 'latency'}, {rounds} rounds"
                     ),
                     before_round=exchange,
+                    before_sweep=turning(tuple(alive.values()), len(asked.feeds)),
                     seed=self.seed,
                 )
                 break
@@ -181,10 +201,68 @@ def _cells(timings: Timings, cells: Mapping[str, Subject]) -> dict[str, CellTimi
             latency=timings.latency(name),
             speedup=timings.ratio(name, subject.against),
             speedup_same_runtime=timings.ratio(name, subject.same_runtime),
-            throughput_per_s="needs concurrent requests, which are not measured yet",
         )
         for name, subject in cells.items()
     }
+
+
+def footprint(
+    engine: Engine,
+    case: Case,
+    name: str,
+    limits: Limits | None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Footprint:
+    """Cold start, memory and throughput of `engine`; nothing else of ours may run meanwhile.
+
+    Memory is that of a fresh process: one that opened many sessions keeps what they left. Raises
+    the errors of the engine's worker.
+    """
+
+    def worker() -> EngineWorker:
+        return EngineWorker(engine, name=f"the engine {name}", limits=limits, overrides=overrides)
+
+    with worker() as fresh:
+        first = fresh.first_result_ms(case.feeds[0])
+        fresh.bind_all(case.feeds)
+        steady = _steady_memory(fresh)
+        peak = fresh.memory()["peak_mb"]
+    unknown = "the system does not say"
+    settings = {**engine.manifest["session"], **(overrides or {})}
+    with worker() as several:
+        several.bind_all(case.feeds)
+        throughput = measure_throughput(
+            several,
+            threads=int(settings.get("threads", 1)),
+            cores=usable_cores(),
+            batch=case.batch,
+        )
+    return Footprint(first, peak or unknown, steady or unknown, throughput)
+
+
+def _steady_memory(worker: EngineWorker) -> float | None:
+    """Resident MB after runs on every feed, when it no longer grows."""
+    before = 0.0
+    for batch in range(_MOST_BATCHES):
+        worker.choose(batch)
+        worker.time_block(_BATCH_RUNS)
+        current = worker.memory()["current_mb"]
+        if current is None or current <= before * (1 + _STEADY_SHARE):
+            return current
+        before = current
+    return before
+
+
+def turning(workers: Sequence[EngineWorker], feeds: int) -> Callable[[int], None] | None:
+    """Has all workers turn to the same feeds before each sweep; nothing where there is but one."""
+    if feeds == 1:
+        return None
+
+    def turn(sweep: int) -> None:
+        for worker in workers:
+            worker.choose(sweep)
+
+    return turn
 
 
 def case_name(sizes: Mapping[str, int]) -> str:

@@ -28,7 +28,7 @@ def to_json(report: Report) -> str:
     ASCII, because the text may go to a standard output of any encoding, and because control
     characters in names must not reach a terminal.
     """
-    return _dumps(_writable(report.model_dump(mode="python")))
+    return _dumps(writable(report.model_dump(mode="python")))
 
 
 def schema_text() -> str:
@@ -103,8 +103,8 @@ def _dumps(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=True, allow_nan=False) + "\n"
 
 
-def _writable(value: Any) -> Any:
-    """Replaces what JSON has no number for, and the sign of a zero."""
+def writable(value: Any) -> Any:
+    """`value` with what JSON has no number for, and the sign of a zero, replaced."""
     if isinstance(value, float):
         if math.isnan(value):
             return "NaN"
@@ -112,7 +112,7 @@ def _writable(value: Any) -> Any:
             return "Infinity" if value > 0 else "-Infinity"
         return value + 0.0  # -0.0 + 0.0 is 0.0
     if isinstance(value, dict):
-        return {key: _writable(item) for key, item in value.items()}
+        return {key: writable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_writable(item) for item in value]
+        return [writable(item) for item in value]
     return value

@@ -86,7 +86,7 @@ class EngineWorker:
             limits=limits,
             environment=ENVIRONMENT,
         )
-        self._feeds: Arrays | None = None
+        self._feeds: Sequence[Arrays] = ()
         self._moved = False
         """Whether another engine may be open in the process, with its feeds."""
 
@@ -101,7 +101,9 @@ class EngineWorker:
         What was bound is bound again. A session is opened by the other methods, too, where there
         is none.
         """
-        feeds = self._feeds if self._moved else None
+        from optimc.targets.service import numbered
+
+        feeds = numbered(self._feeds) if self._moved else None
         reply = self._worker.call("open", feeds, **self._opened, moved=self._moved)
         self._moved = False
         return float(reply.data["load_ms"])
@@ -112,10 +114,26 @@ class EngineWorker:
 
     def bind(self, feeds: Arrays) -> None:
         """Puts `feeds` in place for `time_block`."""
-        self._feeds = None
-        typed = self._typed(feeds)
-        self._settled().call("bind", typed)
-        self._feeds = dict(typed)
+        self.bind_all([feeds])
+
+    def bind_all(self, feeds: Sequence[Arrays]) -> None:
+        """Puts several feeds in place; `choose` says which are run, at first the first ones."""
+        from optimc.targets.service import numbered
+
+        typed = [self._typed(one) for one in feeds]
+        self._feeds = ()
+        self._settled().call("bind", numbered(typed))
+        self._feeds = [dict(one) for one in typed]
+
+    def choose(self, index: int) -> None:
+        """Turns to the feeds with this number (modulo their count)."""
+        self._settled().call("choose", index=index)
+
+    def throughput(self, streams: int, seconds: float) -> tuple[int, float]:
+        """Runs in `streams` fresh sessions at once on what is bound, a thread each, and the
+        seconds that they took; at least one run a stream."""
+        data = self._settled().call("throughput", streams=streams, seconds=seconds).data
+        return int(data["runs"]), float(data["spent_s"])
 
     def _typed(self, feeds: Arrays) -> Arrays:
         """The feeds as float16 where the engine takes that and they are float32."""
@@ -133,10 +151,9 @@ class EngineWorker:
 
         The runtime's libraries are loaded already. What was bound is not any more.
         """
-        self._feeds = None
-        return float(
-            self._settled().call("first_result", self._typed(feeds)).data["first_result_ms"]
-        )
+        self._feeds = ()
+        reply = self._settled().call("first_result", self._typed(feeds))
+        return float(reply.data["first_result_ms"])
 
     def memory(self) -> dict[str, float | None]:
         """The process's resident memory in MB: `current_mb`, `peak_mb`, and `baseline_mb`, what it

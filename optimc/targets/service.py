@@ -8,7 +8,10 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +86,8 @@ class EngineService:
         self._target.preload()
         self._baseline = memory_use()
         self._session: Session | None = None
-        self._feeds: Arrays | None = None
+        self._feeds: list[Arrays] = []
+        self._bounds: list[Bound] = []
         self._bound: Bound | None = None
 
     def open(
@@ -96,11 +100,11 @@ class EngineService:
         """
         self._engine, self._overrides = Engine.read(Path(folder)), overrides
         if moved:
-            self._feeds = dict(arrays) or None
+            self._feeds = unnumbered(arrays)
         return {"load_ms": self._open()}, {}
 
     def _open(self) -> float:
-        self._bound = None
+        self._bound, self._bounds = None, []
         if self._session is not None:
             self._session.close()
         self._session = None
@@ -111,9 +115,12 @@ class EngineService:
         start = time.perf_counter_ns()
         self._session = self._target.open(self._engine, **self._overrides)
         load_ms = (time.perf_counter_ns() - start) / 1e6
-        if self._feeds is not None:
-            self._bound = self._session.bind(self._feeds)
+        self._bind(self._session)
         return load_ms
+
+    def _bind(self, session: Session) -> None:
+        self._bounds = [session.bind(feeds) for feeds in self._feeds]
+        self._bound = self._bounds[0] if self._bounds else None
 
     def run(self, arrays: Arrays) -> Answer:
         """The outputs for the feeds `arrays`. What is bound stays bound."""
@@ -122,14 +129,43 @@ class EngineService:
         return None, dict(bound.outputs())
 
     def bind(self, arrays: Arrays) -> Answer:
-        """Puts the feeds `arrays` in place for `time_block`, also in sessions opened later."""
-        self._bound = self._opened().bind(arrays)
-        self._feeds = dict(arrays)
+        """Puts feeds in place for `time_block`, also in sessions opened later.
+
+        `arrays` are those of `numbered`; the first feeds are run until `choose` turns to others.
+        """
+        session = self._opened()
+        before, self._feeds = self._feeds, unnumbered(arrays)
+        try:
+            self._bind(session)
+        except BaseException:
+            self._feeds = before
+            raise
         return None, {}
+
+    def choose(self, arrays: Arrays, index: int) -> Answer:
+        """Turns to the feeds with this number (modulo their count)."""
+        if self._bounds:
+            self._bound = self._bounds[index % len(self._bounds)]
+        return None, {}
+
+    def throughput(self, arrays: Arrays, streams: int, seconds: float) -> Answer:
+        """Runs what is bound in `streams` fresh sessions at once, a thread each.
+
+        Returns `runs` that ended within the `seconds` (each stream makes one in any case) and
+        `spent_s`, from the common start to the end of the last of them.
+        """
+        sessions = [self._target.open(self._engine, **self._overrides) for _ in range(streams)]
+        try:
+            bounds = [[session.bind(feeds) for feeds in self._feeds] for session in sessions]
+            runs, spent = run_streams([[one.run for one in own] for own in bounds], seconds)
+        finally:
+            for session in sessions:
+                session.close()
+        return {"runs": runs, "spent_s": spent}, {}
 
     def first_result(self, arrays: Arrays) -> Answer:
         """`first_result_ms`: from opening a fresh session to the first outputs for `arrays`."""
-        self._feeds = None
+        self._feeds = []
         load_ms = self._open()
         start = time.perf_counter_ns()
         bound = self._opened().bind(arrays)
@@ -174,3 +210,52 @@ class EngineService:
             self._open()
         assert self._session is not None
         return self._session
+
+
+def run_streams(
+    streams: Sequence[Sequence[Callable[[], None]]], seconds: float
+) -> tuple[int, float]:
+    """Runs each stream's calls in turns in a thread of its own for `seconds`, all at once.
+
+    Every call is made once before, so that nothing is cold. Returns how many runs there were, and
+    the seconds from the common start until the last one ended. Raises what a call raises.
+    """
+    for stream in streams:
+        for call in stream:
+            call()
+    start = threading.Barrier(len(streams) + 1)
+    counts, ends = [0] * len(streams), [0.0] * len(streams)
+
+    def work(number: int) -> None:
+        stream = streams[number]
+        start.wait()
+        end = time.perf_counter() + seconds
+        while True:
+            stream[counts[number] % len(stream)]()
+            counts[number] += 1
+            now = time.perf_counter()
+            if now >= end:
+                ends[number] = now
+                return
+
+    with ThreadPoolExecutor(len(streams)) as pool:
+        futures = [pool.submit(work, number) for number in range(len(streams))]
+        start.wait()
+        began = time.perf_counter()
+        for future in futures:
+            future.result()
+    return sum(counts), max(ends) - began
+
+
+def numbered(feeds: Sequence[Arrays]) -> dict[str, Any]:
+    """Several feeds as one mapping, for a message: ``<number>:<input>``."""
+    return {f"{n}:{name}": array for n, one in enumerate(feeds) for name, array in one.items()}
+
+
+def unnumbered(arrays: Arrays) -> list[Arrays]:
+    """What `numbered` was made from."""
+    found: dict[int, dict[str, Any]] = {}
+    for key, array in arrays.items():
+        number, _, name = key.partition(":")
+        found.setdefault(int(number), {})[name] = array
+    return [found[number] for number in sorted(found)]

@@ -13,58 +13,7 @@ from optimc.measure.latency import (
     measure,
 )
 from optimc.measure.statistics import Interval, Percentile
-
-
-class Clock:
-    """Seconds that pass only where an engine works."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Engine:
-    """Takes `milliseconds` a run, times the session's luck, times what `noise` draws."""
-
-    def __init__(self, clock, milliseconds, *, seed=0, noise=None, load_ms=20.0, luck=0.01):
-        self.clock, self.milliseconds, self.load_ms = clock, milliseconds, load_ms
-        self.random = np.random.default_rng(seed)
-        self.noise = noise or (lambda now, runs, random: np.ones(runs))
-        self.spread = luck
-        self.calls: list[int] = []
-        self.opened = 0
-
-    def reopen(self):
-        self.opened += 1
-        self.cold = 3
-        self.luck = np.exp(self.random.normal(0, self.spread))
-        self.clock.now += self.load_ms / 1e3
-        return self.load_ms
-
-    def time_block(self, runs):
-        self.calls.append(runs)
-        factors = self.luck * self.noise(self.clock.now, runs, self.random)
-        for index in range(min(self.cold, runs)):
-            factors[index] *= 3
-        self.cold = max(self.cold - runs, 0)
-        samples = (self.milliseconds * 1e6 * factors).astype(np.int64)
-        self.clock.now += samples.sum() / 1e9
-        return samples
-
-
-def skewed(now, runs, random):
-    return np.exp(random.exponential(0.05, runs))
-
-
-def drifting(now, runs, random):
-    return (1 + 0.3 * np.sin(now / 3)) * skewed(now, runs, random)
-
-
-def bimodal(now, runs, random):
-    """The whole machine is at times 1.7 times as slow, as where a neighbour shares the core."""
-    return (1.7 if int(now * 2) * 2654435761 % 5 == 0 else 1.0) * skewed(now, runs, random)
+from optimc.testing.simulated import Clock, Engine, bimodal, drifting, skewed
 
 
 def pair(seed, noise, ratio=1.3, **options):

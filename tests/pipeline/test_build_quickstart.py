@@ -110,7 +110,6 @@ def test_the_report_may_skip_only_these(first) -> None:
     allowed = {
         "max_abs_error": "nothing changed",
         "sqnr_db": "nothing changed",
-        "throughput_per_s": "needs concurrent requests",
         "p99_ms": "needs 500 runs",
         "int8_share": "no INT8 in this cell",
         "ci95": "an exact figure",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from optimc.measure.statistics import Interval, Percentile
@@ -30,7 +32,7 @@ def _cell(
         target=target,
         built=built,
         drops={} if drop is None else {"top1": drop},
-        cases={"batch=1": CaseFigures(speedup, latency, "not measured")},
+        cases={"batch=1": CaseFigures(speedup, latency)},
         size_mb=size_mb,
     )
 
@@ -122,3 +124,19 @@ def test_without_a_gate_the_verdict_is_none() -> None:
 
 def test_a_size_is_an_exact_figure() -> None:
     assert judge(Gate(ship="int8/ort", size_mb=0.5), [_cell(size_mb=0.6)]).gate.verdict == "failed"
+
+
+@pytest.mark.parametrize(
+    ("value", "verdict"),
+    [
+        (_interval(900, 20), "passed"),
+        (_interval(800, 90), "undecided"),
+        (_interval(500, 9), "failed"),
+        ("the worker died", "undecided"),
+    ],
+)
+def test_throughput_is_judged_by_its_interval(value: Interval | str, verdict: str) -> None:
+    cell = replace(_cell(), throughput_per_s=value)
+    (check,) = judge(Gate(ship="int8/ort", throughput_per_s=850), [cell]).gate.checks
+    assert check.name == "throughput_per_s"
+    assert check.verdict == verdict

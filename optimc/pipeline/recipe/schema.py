@@ -145,9 +145,9 @@ class DimRange(Part):
 class Benchmark(Part):
     """How latency is measured."""
 
-    cases: tuple[Annotated[Mapping[str, Count], Field(min_length=1)], ...] = ()
+    cases: tuple[Annotated[Mapping[str, Count], Field(min_length=1)], ...] | Literal["data"] = ()
     """Sizes of the dims, one mapping a case; dims that are left out, and an empty list, mean the
-    typical size."""
+    typical size. `data` draws the inputs from the evaluation data: real lengths and sizes."""
     until: Literal["decided", "time"] = "decided"
     """`decided` stops when every limit of the gate is decided, `time` when the time is up."""
     at_most: Seconds = Field(default=60.0, json_schema_extra={"default": "60 s"})

@@ -217,6 +217,8 @@ def _syntax_problem(error: yaml.MarkedYAMLError, lines: list[str]) -> Problem:
         if line[mark.column - 1 : mark.column + 1] == "${":
             what = "`${NAME}` inside of { } or [ ] must be quoted"
             return Problem(place, what, 'write "${NAME}"')
+        if at.line >= len(lines):  # where the text ends right behind the bracket
+            return Problem(place, "a bracket is not closed before the end", "close it")
         bracket = lines[at.line][at.column : at.column + 1]
         what = f"the `{bracket}` that stands here is not closed before line {mark.line + 1}"
         fix = "close it, or add the missing comma"

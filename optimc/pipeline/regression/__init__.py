@@ -1,0 +1,1 @@
+"""The pre-deploy gate: a candidate against a baseline."""
