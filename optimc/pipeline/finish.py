@@ -20,6 +20,7 @@ from optimc.pipeline.gate import GateResult, judge
 from optimc.pipeline.lock import lock_path, read_lock, refuse_differences, write_lock
 from optimc.pipeline.parallel import run_side_by_side
 from optimc.pipeline.probes import seeded_array
+from optimc.pipeline.profiling import profile
 from optimc.pipeline.timing import SOURCE, BuildTimings, Case, CellTiming, Subject, Timer
 from optimc.pipeline.versions import tool_versions
 from optimc.report import schema
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from optimc.core.model import Signature
     from optimc.pipeline.build import Build
     from optimc.pipeline.recipe.schema import InputSpec
+    from optimc.report.profile import EngineProfile
 
 NOT_ASKED = "measuring is off (--no-measure)"
 RELATIVE_DROP = 0.01
@@ -224,12 +226,22 @@ def finish(build: Build) -> schema.Report:
     chosen = build.locked["choices"]["best"] if build.locked else None
     figures = [figures_of(result) for result in build.results.values()]
     gate = judge(build.recipe.gate, figures, chosen=chosen)
+    profiles = profile_layers(build, gate)
     build.observer.on_stage("writing")
     lock_state = _lock(build, gate)
     report = _report(build, gate, timings, source_metrics, lock_state)
+    report = report.model_copy(update={"profiles": profiles})
     write_artifacts(build)
     build.files = write_report(report, build.options.out)
     return report
+
+
+def profile_layers(build: Build, gate: GateResult) -> tuple[EngineProfile, ...] | Skipped:
+    """Time by layer of what ships and of its source, on the first case."""
+    if not build.options.measure:
+        return skipped(NOT_ASKED)
+    build.observer.on_stage("profiling layers")
+    return profile(build, gate, benchmark_cases(build)[0])
 
 
 def write_artifacts(build: Build) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from optimc.report.profile import EngineProfile
 from optimc.report.values import (
     Change,
     CheckVerdict,
@@ -327,6 +328,10 @@ class Report(Node):
     ]
     best: CellName | None
     gate: Gate
+    profiles: Annotated[
+        tuple[EngineProfile, ...] | Skipped,
+        Field(description="What ships (else the fastest cell), and the source on its targets."),
+    ] = ()
     warnings: Annotated[
         tuple[Text, ...], Field(description="What changes how the figures may be read.")
     ] = ()
