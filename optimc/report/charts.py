@@ -89,7 +89,7 @@ def intervals(
         **_look(height=90 + 30 * count),
         show_x_guides=True,
         show_y_guides=False,
-        x_title=axis,
+        x_title=one_line(axis),
         range=(0, count + 0.6),
         x_value_formatter=write,
     )
@@ -108,7 +108,7 @@ def intervals(
         ends = [(line.ends[0], y), (line.ends[1], y)]
         roles.add(chart, f"interval {line.kind}", ends, show_dots=False)
         dot = {"value": (line.value, y), "label": line.text}
-        roles.add(chart, f"point {line.kind}", [dot], stroke=False, dots_size=5)
+        roles.add(chart, f"point {line.kind}", [dot], stroke=False, dots_size=4)
     found = [v for line in lines for v in (*line.ends, line.value)] + [v for _, v in marks]
     chart.xrange = _room([*found, *(band or ())])
     words = "; ".join(line.text for line in lines)
@@ -130,8 +130,8 @@ def trade(
     chart = pygal.XY(
         **_look(height=380),
         show_x_guides=True,
-        x_title=axes[0],
-        y_title=axes[1],
+        x_title=one_line(axes[0]),
+        y_title=one_line(axes[1]),
         value_formatter=write,
         x_value_formatter=lambda value: f"{value:g}",
     )
@@ -147,7 +147,7 @@ def trade(
             ends = [(point.x, end) for end in point.ends]
             roles.add(chart, f"interval {point.kind}", ends, show_dots=False)
         dot = {"value": (point.x, point.y), "label": point.text}
-        roles.add(chart, f"point {point.kind}", [dot], stroke=False, dots_size=5)
+        roles.add(chart, f"point {point.kind}", [dot], stroke=False, dots_size=4)
     chart.xrange = (0, max(point.x for point in points) * 1.12)
     chart.range = _room([y for p in points for y in (p.y, *(p.ends or ()))])
     words = "; ".join(point.text for point in points)
@@ -271,7 +271,7 @@ def _look(height: int, width: int = WIDTH) -> dict[str, Any]:
         "js": (),
         "style": Style(colors=many, value_colors=many, **sizes),
         "truncate_label": -1,
-        "dots_size": 5,
+        "max_scale": 8,
     }
 
 
@@ -320,7 +320,7 @@ def _cleaned(node: Any, roles: _Roles) -> None:
     if "series" in parts:
         number = next(int(part[6:]) for part in parts if part.startswith("serie-"))
         node.set("class", f"series {roles.of[number]}")
-    if node.get("class") == "tooltip":
+    if node.get("class") == "tooltip" or _empty_bar(node):
         node.clear()
     told = [child for child in node if child.tag == "desc"]
     label = next((c.text for c in told if c.get("class") == "label"), None)
@@ -331,6 +331,11 @@ def _cleaned(node: Any, roles: _Roles) -> None:
     if label:
         title = ElementTree.SubElement(node, "title")
         title.text = one_line(label)
+
+
+def _empty_bar(node: Any) -> bool:
+    bar = node.find("rect") if node.get("class") == "bar" else None
+    return bar is not None and min(float(bar.get("width")), float(bar.get("height"))) < 0.01
 
 
 def _label(root: Any, labels: Sequence[str]) -> None:

@@ -158,8 +158,6 @@ def _pass(cell: Cell, step: PassReport) -> list[str]:
 def _conditions(report: Report) -> list[str]:
     lines = ["## Conditions", ""]
     lines += [f"- {term}: {text(value)}" for term, value in conditions(report)]
-    versions = ", ".join(f"{name} {version}" for name, version in report.environment.items())
-    lines.append(f"- versions: {text(versions)}")
     return lines + [f"- {text(note)}" for note in report.notes]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from optimc.report.profile import EngineProfile, ProfiledLayer
 from optimc.report.schema import (
     Cell,
     CellName,
@@ -122,6 +123,7 @@ def hostile_report(text: str) -> Report:
             "gate": Gate(verdict="undecided", ship=text, chosen_on=text, checks=(check,)),
             "best": CellName(variant=text, target=text),
             "command": text,
+            "profiles": _profiles(cells[0].name, text),
             "warnings": (text,),
             "notes": (text,),
             "environment": {text: text},
@@ -194,11 +196,43 @@ def _report(cells: tuple[Cell, ...], gate: Gate, best: CellName) -> Report:
         noise_floor=Ratio(value=1.001, ci95=(0.992, 1.01), confidence=0.95, sessions=8),
         best=best,
         gate=gate,
+        profiles=_profiles("int8/ort", "/conv1/Conv"),
         warnings=("The second core was busy while this was measured: load 1.3.",),
         notes=(
             "269 initializers that the model also lists as inputs were taken as constants.",
             "The identity of the engines is the digest of the ONNX graph: OpenVINO's own files "
             "differ from build to build.",
+        ),
+    )
+
+
+def _profiles(cell: str, conv: str) -> tuple[EngineProfile, ...]:
+    """A cell and the source: a convolution takes its normalization in, a Q is added."""
+
+    def layer(name: str, operator: str, dtype: str, ms: float, *nodes: str) -> ProfiledLayer:
+        return ProfiledLayer(name=name, operator=operator, dtype=dtype, ms=ms, nodes=nodes)
+
+    def profile(engine: str, of: str | None, *layers: ProfiledLayer) -> EngineProfile:
+        case = {"batch": 1}
+        return EngineProfile(
+            engine=engine, cell=of, runtime="onnxruntime", case=case, runs=50, layers=layers
+        )
+
+    norm = "/bn1/BatchNormalization"
+    return (
+        profile(
+            "source on ort",
+            None,
+            layer(conv, "Conv", "float32", 0.8, conv),
+            layer(norm, "BatchNormalization", "float32", 0.1, norm),
+            layer("/head/Gemm", "Gemm", "float32", 1.1, "/head/Gemm"),
+        ),
+        profile(
+            cell,
+            cell,
+            layer("input_quantized", "QuantizeLinear", "float32", 0.1),
+            layer("bn1_out", "QLinearConv", "int8", 0.3, conv, norm),
+            layer("/head/Gemm", "Gemm", "float32", 0.3, "/head/Gemm"),
         ),
     )
 
