@@ -226,22 +226,13 @@ def finish(build: Build) -> schema.Report:
     chosen = build.locked["choices"]["best"] if build.locked else None
     figures = [figures_of(result) for result in build.results.values()]
     gate = judge(build.recipe.gate, figures, chosen=chosen)
-    profiles = profile_layers(build, gate)
     build.observer.on_stage("writing")
     lock_state = _lock(build, gate)
     report = _report(build, gate, timings, source_metrics, lock_state)
-    report = report.model_copy(update={"profiles": profiles})
     write_artifacts(build)
+    report = report.model_copy(update={"profiles": profile_layers(build, gate)})
     build.files = write_report(report, build.options.out)
     return report
-
-
-def profile_layers(build: Build, gate: GateResult) -> tuple[EngineProfile, ...] | Skipped:
-    """Time by layer of what ships and of its source, on the first case."""
-    if not build.options.measure:
-        return skipped(NOT_ASKED)
-    build.observer.on_stage("profiling layers")
-    return profile(build, gate, benchmark_cases(build)[0])
 
 
 def write_artifacts(build: Build) -> None:
@@ -394,3 +385,11 @@ def _machine() -> schema.Machine:
         memory_mb=found.memory_mb,
         os=found.os,
     )
+
+
+def profile_layers(build: Build, gate: GateResult) -> tuple[EngineProfile, ...] | Skipped:
+    """Time by layer of what ships and of its source, on the first case."""
+    if not build.options.measure:
+        return skipped(NOT_ASKED)
+    build.observer.on_stage("profiling layers")
+    return profile(build, gate, benchmark_cases(build)[0])

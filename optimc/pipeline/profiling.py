@@ -6,6 +6,7 @@ slows an engine down, so that no latency is taken from here.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -136,16 +137,23 @@ def profile(build: Build, gate: GateResult, case: Case) -> tuple[EngineProfile, 
                 engine = source_engine(build, target)
             except OptimcError:
                 continue  # the notes say that the target does not take the source
-            name = f"source on {target_name}"
+            name, feeds = f"source on {target_name}", _one(case.reference)
             origins = Origins(build.source.model, build.source.model)
-            found += _profiled(build, name, None, engine, case.sizes, case.reference, origins)
+            found += _profiled(build, name, None, engine, case.sizes, feeds, origins)
         for result in chosen:
             assert result.engine is not None
             model = result.outcomes[-1].model if result.outcomes else build.start.model
             origins = Origins(model, build.source.model)
             name = result.cell.name
-            found += _profiled(build, name, name, result.engine, case.sizes, case.feeds, origins)
+            feeds = _one(case.feeds)
+            found += _profiled(build, name, name, result.engine, case.sizes, feeds, origins)
     return tuple(found) or Skipped(skipped="no runtime here has a profiler")
+
+
+def _one(feeds: Any) -> Mapping[str, NDArray[Any]]:
+    """The first feed of a case, which may hold several."""
+    first: Mapping[str, NDArray[Any]] = feeds if isinstance(feeds, Mapping) else feeds[0]
+    return first
 
 
 def _chosen(build: Build, gate: GateResult) -> list[CellResult]:
@@ -178,8 +186,10 @@ def _profiled(
     """The profile of one engine; nothing where its runtime has no profiler or it fails."""
     try:
         with EngineWorker(engine, name=f"the engine {name}", limits=build.limits) as worker:
-            worker.bind(feeds)
-            one_s = float(worker.time_block(WARMUP).min()) / 1e9
+            worker.run(feeds)
+            started = time.perf_counter()
+            worker.run(feeds)
+            one_s = time.perf_counter() - started
             runs = int(min(_MOST_RUNS, max(_LEAST_RUNS, _SECONDS / max(one_s, 1e-6))))
             layers = worker.profile(feeds, WARMUP, runs)
     except CellError as error:

@@ -9,6 +9,7 @@ Every picture has its figures in a table beside it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -178,7 +179,7 @@ def waterfall(
     chart.x_labels = [*(shortened(name, 14) for name, _ in steps), "result"]
     values = [value for _, value in steps]
     base, total, less, more = [0.0], [values[0]], [0.0], [0.0]
-    for before, after in zip(values, values[1:], strict=False):
+    for before, after in itertools.pairwise(values):
         base.append(min(before, after))
         total.append(0.0)
         less.append(max(before - after, 0.0))
@@ -187,7 +188,7 @@ def waterfall(
     bars |= {"less": [*less, 0.0], "more": [*more, 0.0]}
     names = [*(name for name, _ in steps), "result"]
     shown = [write(values[0])]
-    shown += [_change(a, b, write) for a, b in zip(values, values[1:], strict=False)]
+    shown += [_change(a, b, write) for a, b in itertools.pairwise(values)]
     shown.append(write(values[-1]))
     roles = _Roles()
     for role, heights in bars.items():
@@ -309,7 +310,7 @@ def _drawn(
     root.set("class", "chart")
     root.set("role", "img")
     root.set("aria-labelledby", f"{identity}-title {identity}-desc")
-    return Chart(Markup(ElementTree.tostring(root, encoding="unicode")))  # noqa: S704
+    return Chart(Markup(ElementTree.tostring(root, encoding="unicode")))
 
 
 def _cleaned(node: Any, roles: _Roles) -> None:

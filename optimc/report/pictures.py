@@ -132,7 +132,8 @@ def pass_charts(report: Report, cell: Cell) -> tuple[Chart, ...]:
     if not kept:
         return ()
     number = report.results.index(cell)
-    sizes, nodes = [], []
+    sizes: list[tuple[str, float]] = []
+    nodes: list[tuple[str, float]] = []
     for step in kept:
         if not sizes and not isinstance(step.bytes, Skipped):
             sizes.append(("source", step.bytes[0] / 1e6))

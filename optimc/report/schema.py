@@ -35,6 +35,8 @@ from optimc.report.values import (
     Versions,
 )
 
+OLDER = "the version that wrote this report did not measure it"
+
 
 class Machine(Node):
     """The machine that measured: figures of time hold for it alone."""
@@ -64,8 +66,33 @@ class Latency(Node):
     p50_ms: Measured
     p90_ms: Measured
     p99_ms: Measured
+    p50_ci95: Annotated[
+        Interval | None, Field(description="In ms, of order statistics over fresh sessions.")
+    ] = None
+    p90_ci95: Interval | None = None
+    p99_ci95: Interval | None = None
     runs: Count
     threads: Annotated[int, Field(ge=1)]
+    sessions: Annotated[int | None, Field(ge=1, description="Freshly opened sessions.")] = None
+    steady: Annotated[
+        Measured,
+        Field(description="Share of the sessions whose warm-up was seen to end before timing."),
+    ] = Skipped(skipped=OLDER)
+    inputs: Annotated[
+        Literal["seeded", "data"],
+        Field(description="What it ran on: seeded inputs, or samples of the evaluation data."),
+    ] = "seeded"
+
+
+class Throughput(Node):
+    """Samples per second with concurrent requests: as many streams as the cores have room for."""
+
+    per_s: Finite
+    ci95: Interval
+    streams: Annotated[int, Field(ge=1, description="Sessions that ran at once.")]
+    threads: Annotated[int, Field(ge=1, description="Threads of each stream.")]
+    batch: Annotated[int, Field(ge=1, description="Samples in one run.")]
+    case: dict[Text, int]
 
 
 class InputReport(Node):
@@ -185,7 +212,23 @@ class EngineReport(Node):
     ]
     float_islands: tuple[FloatIsland, ...] = ()
     load_ms: Measured
+    first_result_ms: Annotated[
+        Measured,
+        Field(description="In a fresh process, from opening the engine to the first outputs."),
+    ] = Skipped(skipped=OLDER)
     peak_memory_mb: Measured
+    steady_memory_mb: Annotated[
+        Measured, Field(description="Resident memory after runs, when it no longer grows.")
+    ] = Skipped(skipped=OLDER)
+
+
+class WorstSample(Node):
+    """A sample of the evaluation data on which a cell does worse than the source."""
+
+    number: Annotated[int, Field(ge=0, description="In the evaluation data, from 0.")]
+    id: Annotated[Text, Field(description="What the data source calls it: a file, a line.")]
+    source: Annotated[Finite, Field(description="The sample's own score by the source.")]
+    candidate: Annotated[Finite, Field(description="The sample's own score by the cell.")]
 
 
 class Metric(Node):
@@ -197,6 +240,20 @@ class Metric(Node):
     ci95: Annotated[Interval | Skipped, Field(description="95 % interval of the drop.")]
     samples: MeasuredCount
     better: Literal["higher", "lower"]
+    method: Annotated[Text | None, Field(description="How the interval was made.")] = None
+    lost: Annotated[MeasuredCount, Field(description="Samples that only the source got right.")] = (
+        Skipped(skipped=OLDER)
+    )
+    won: Annotated[MeasuredCount, Field(description="Samples that only the cell got right.")] = (
+        Skipped(skipped=OLDER)
+    )
+    mcnemar_p: Annotated[
+        Measured, Field(description="Exact two-sided p-value of McNemar's test.")
+    ] = Skipped(skipped=OLDER)
+    agreement: Annotated[
+        Measured, Field(description="Share of the samples to which both gave the same label.")
+    ] = Skipped(skipped=OLDER)
+    worst: Annotated[tuple[WorstSample, ...], Field(description="Worst first; a few at most.")] = ()
 
 
 class Ratio(Node):
@@ -231,6 +288,7 @@ class Cell(Node):
     speedup: Speedup | Skipped
     speedup_same_runtime: Speedup | Skipped
     throughput_per_s: Measured
+    throughput: Throughput | Skipped = Skipped(skipped=OLDER)
     unverified: Annotated[
         tuple[Reason, ...], Field(description="What of this cell could not be checked, and why.")
     ] = ()
@@ -302,6 +360,25 @@ class Gate(Node):
     checks: tuple[Check, ...]
 
 
+class RecordsFile(Node):
+    """What every engine answered, sample by sample: a later gate compares builds by it."""
+
+    path: Annotated[Text, Field(description="In the folder of the report.")]
+    data: Annotated[Sha256, Field(description="Digest of the evaluation data.")]
+
+
+class Confirmation(Node):
+    """The cell that was chosen as the best, measured again after the choice.
+
+    The figures that a choice was made by flatter what was chosen; the gate judges by these.
+    """
+
+    variant: Text
+    target: Text
+    speedup: Speedup | Skipped
+    latency: Latency | Skipped
+
+
 class Report(Node):
     """Everything that a build found out; JSON is its canonical form."""
 
@@ -328,14 +405,16 @@ class Report(Node):
     ]
     best: CellName | None
     gate: Gate
-    profiles: Annotated[
-        tuple[EngineProfile, ...] | Skipped,
-        Field(description="What ships (else the fastest cell), and the source on its targets."),
-    ] = ()
+    confirmation: Confirmation | None = None
+    records: RecordsFile | None = None
     warnings: Annotated[
         tuple[Text, ...], Field(description="What changes how the figures may be read.")
     ] = ()
     notes: tuple[Text, ...] = ()
+    profiles: Annotated[
+        tuple[EngineProfile, ...] | Skipped,
+        Field(description="What ships (else the fastest cell), and the source on its targets."),
+    ] = ()
 
     @model_validator(mode="after")
     def _names_its_cells(self) -> Self:

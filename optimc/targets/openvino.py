@@ -177,7 +177,10 @@ def _config(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _compile(xml: Path, settings: dict[str, Any], *, profiled: bool = False) -> Any:
-    """An `openvino.CompiledModel`, with its profiler on where `profiled`. Raises CellError where it refuses or takes another type."""
+    """An `openvino.CompiledModel`, with its profiler on where `profiled`.
+
+    Raises CellError where it refuses or takes another type.
+    """
     OpenVino.preload()
     import openvino
 

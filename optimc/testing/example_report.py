@@ -30,7 +30,9 @@ from optimc.report.schema import (
     Report,
     Source,
     Speedup,
+    Throughput,
     Verification,
+    WorstSample,
 )
 from optimc.report.values import Skipped
 
@@ -260,12 +262,24 @@ def _built(
                 ci95=(-0.0005, 0.0005),
                 samples=10_000,
                 better="higher",
+                lost=2,
+                won=2,
+                mcnemar_p=1.0,
+                agreement=0.9996,
             ),
         },
         latency=(_latency(p50_ms), _latency(p50_ms * 7.2, batch=8)),
         speedup=_speedup(speedup, "source on ONNX Runtime"),
         speedup_same_runtime=_speedup(speedup, "source on the same runtime"),
         throughput_per_s=1000 / p50_ms,
+        throughput=Throughput(
+            per_s=1000 / p50_ms,
+            ci95=(980 / p50_ms, 1020 / p50_ms),
+            streams=2,
+            threads=1,
+            batch=1,
+            case={"batch": 1},
+        ),
         unverified=("batch 64: too little memory for the reference",) if target == "ov" else (),
     )
 
@@ -383,13 +397,26 @@ def _engine(variant: str, target: str) -> EngineReport:
         if int8
         else (),
         load_ms=31.4,
+        first_result_ms=36.1,
         peak_memory_mb=61.8,
+        steady_memory_mb=58.2,
     )
 
 
 def _metric(value: float, drop: tuple[float, tuple[float, float]]) -> Metric:
     return Metric(
-        value=value, source=0.8853, drop=drop[0], ci95=drop[1], samples=10_000, better="higher"
+        value=value,
+        source=0.8853,
+        drop=drop[0],
+        ci95=drop[1],
+        samples=10_000,
+        better="higher",
+        method="paired bootstrap",
+        lost=31,
+        won=23,
+        mcnemar_p=0.34,
+        agreement=0.9931,
+        worst=(WorstSample(number=4711, id="evaluation.npz[4711]", source=1.0, candidate=0.0),),
     )
 
 
@@ -399,8 +426,12 @@ def _latency(p50_ms: float, batch: int = 1) -> Latency:
         p50_ms=p50_ms,
         p90_ms=p50_ms * 1.06,
         p99_ms=_NEEDS_500,
+        p50_ci95=(p50_ms * 0.99, p50_ms * 1.02),
+        p90_ci95=(p50_ms * 1.04, p50_ms * 1.09),
         runs=212,
         threads=1,
+        sessions=5,
+        steady=1.0,
     )
 
 
