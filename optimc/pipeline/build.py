@@ -25,7 +25,7 @@ from optimc.pipeline.inner_values import InnerValues
 from optimc.pipeline.legalization import legalize_cells
 from optimc.pipeline.lock import lock_path, read_lock, refuse_differences
 from optimc.pipeline.manager import PassInputs, PassManager, PassOutcome
-from optimc.pipeline.observer import BuildObserver, Dumper
+from optimc.pipeline.observer import BuildObserver, Dumper, working_on
 from optimc.pipeline.oracle import Oracle
 from optimc.pipeline.outputs import verified_by
 from optimc.pipeline.parallel import run_side_by_side
@@ -164,6 +164,7 @@ class Build:
             self.engines = EngineBuilder(
                 self.cache, self.limits, self.workspace, self.recipe.seed, inner
             )
+            self.observer.on_cells(len(models))
             run_side_by_side(
                 models.items(),
                 lambda item: self._build_engine(
@@ -290,7 +291,8 @@ class Build:
         self, result: CellResult, model: OnnxModel, oracle: Oracle, skip: str | None
     ) -> None:
         try:
-            engine, proof = self.proved(result, model, model, oracle, skip)
+            with working_on(self.observer, result.cell.name):
+                engine, proof = self.proved(result, model, model, oracle, skip)
         except CellError as error:
             result.fail(_reason(error))
             self.observer.on_detail(f"{result.cell.name} failed: {_reason(error)}")

@@ -18,6 +18,7 @@ from optimc.pipeline.assemble import CellResult, figures_of, skipped
 from optimc.pipeline.evaluation import Evaluator, loaded_metrics
 from optimc.pipeline.gate import GateResult, judge
 from optimc.pipeline.lock import lock_path, read_lock, refuse_differences, write_lock
+from optimc.pipeline.observer import working_on
 from optimc.pipeline.parallel import run_side_by_side
 from optimc.pipeline.probes import seeded_array
 from optimc.pipeline.profiling import profile
@@ -75,7 +76,9 @@ def evaluate(build: Build) -> dict[str, float]:
         progress=build.observer.on_share,
     )
     engine = source_engine(build, reference_target(_any_target(build)))
-    evaluator.evaluate_source(engine)
+    build.observer.on_cells(len(build.cells_alive()) + 1)
+    with working_on(build.observer, "the source"):
+        evaluator.evaluate_source(engine)
     run_side_by_side(build.cells_alive(), lambda result: _evaluate_cell(build, evaluator, result))
     return evaluator.source_values()
 
@@ -83,7 +86,8 @@ def evaluate(build: Build) -> dict[str, float]:
 def _evaluate_cell(build: Build, evaluator: Evaluator, result: CellResult) -> None:
     assert result.engine is not None
     try:
-        result.metrics = evaluator.evaluate(result.cell.name, result.engine)
+        with working_on(build.observer, result.cell.name):
+            result.metrics = evaluator.evaluate(result.cell.name, result.engine)
     except CellError as error:
         result.metrics = error.what
         result.fail(f"evaluation: {error.what}")
