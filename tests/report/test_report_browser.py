@@ -35,7 +35,7 @@ FOCUSABLE = "a[href], summary, button:not([hidden]), [tabindex='0']"  # in the o
 # Not in something folded, unless it is the line that unfolds it.
 _IN_VIEW = """(e => {
   for (let d = e.closest("details"); d; d = d.parentElement.closest("details"))
-    if (!d.open && e.parentElement !== d) return false;
+    if (!d.open && !(e.tagName === "SUMMARY" && e.parentElement === d)) return false;
   return true;
 })"""
 
