@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from optimc.report.profile import EngineProfile
+from optimc.report.samples import ShownSample
 from optimc.report.values import (
     Change,
     CheckVerdict,
@@ -414,6 +415,9 @@ class Report(Node):
     profiles: Annotated[
         tuple[EngineProfile, ...] | Skipped,
         Field(description="What ships (else the fastest cell), and the source on its targets."),
+    ] = ()
+    shown: Annotated[
+        tuple[ShownSample, ...], Field(description="Inputs of the worst samples.")
     ] = ()
 
     @model_validator(mode="after")

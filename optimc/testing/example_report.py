@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Literal
 
 from optimc.report.profile import EngineProfile, ProfiledLayer
+from optimc.report.samples import ShownSample
 from optimc.report.schema import (
     Cell,
     CellName,
@@ -56,6 +57,12 @@ HOSTILE_NAMES = (
 
 _NEEDS_500 = Skipped(skipped="needs 500 runs, 212 were made")
 _NOT_BUILT = Skipped(skipped="the cell was not built")
+
+
+_PNG = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAAKklEQVR42mNgEFIx94zObYDRkxig9BIG"
+    "KL2NAUqfYIDStxmg9FsGKP0fAI1NH+W643TfAAAAAElFTkSuQmCC"
+)
 
 
 def example_report() -> Report:
@@ -126,6 +133,7 @@ def hostile_report(text: str) -> Report:
             "best": CellName(variant=text, target=text),
             "command": text,
             "profiles": _profiles(cells[0].name, text),
+            "shown": (ShownSample(number=4711, texts=(text,)),),
             "warnings": (text,),
             "notes": (text,),
             "environment": {text: text},
@@ -199,6 +207,7 @@ def _report(cells: tuple[Cell, ...], gate: Gate, best: CellName) -> Report:
         best=best,
         gate=gate,
         profiles=_profiles("int8/ort", "/conv1/Conv"),
+        shown=(ShownSample(number=4711, texts=("a picture of a frog",), png=_PNG),),
         warnings=("The second core was busy while this was measured: load 1.3.",),
         notes=(
             "269 initializers that the model also lists as inputs were taken as constants.",
