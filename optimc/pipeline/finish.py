@@ -22,6 +22,7 @@ from optimc.pipeline.observer import working_on
 from optimc.pipeline.parallel import run_side_by_side
 from optimc.pipeline.probes import seeded_array
 from optimc.pipeline.profiling import profile
+from optimc.pipeline.quantized_ranges import cell_ranges
 from optimc.pipeline.shown import shown_samples
 from optimc.pipeline.timing import SOURCE, BuildTimings, Case, CellTiming, Subject, Timer
 from optimc.pipeline.versions import tool_versions
@@ -235,8 +236,12 @@ def finish(build: Build) -> schema.Report:
     lock_state = _lock(build, gate)
     report = _report(build, gate, timings, source_metrics, lock_state)
     write_artifacts(build)
-    shown = shown_samples(report, build.data.evaluation)
-    report = report.model_copy(update={"profiles": profile_layers(build, gate), "shown": shown})
+    more = {
+        "profiles": profile_layers(build, gate),
+        "shown": shown_samples(report, build.data.evaluation),
+        "ranges": cell_ranges(build, gate),
+    }
+    report = report.model_copy(update=more)
     build.files = write_report(report, build.options.out)
     return report
 

@@ -124,7 +124,7 @@ def profile(build: Build, gate: GateResult, case: Case) -> tuple[EngineProfile, 
 
     Where nothing ships, those of the fastest cell: one wants to know where its time goes.
     """
-    chosen = _chosen(build, gate)
+    chosen = chosen_cells(build, gate)
     if not chosen:
         return Skipped(skipped="nothing was built")
     from optimc.pipeline.finish import source_engine
@@ -156,7 +156,8 @@ def _one(feeds: Any) -> Mapping[str, NDArray[Any]]:
     return first
 
 
-def _chosen(build: Build, gate: GateResult) -> list[CellResult]:
+def chosen_cells(build: Build, gate: GateResult) -> list[CellResult]:
+    """What ships; where nothing ships, the fastest cell; nothing where none was built."""
     alive = {result.cell.name: result for result in build.cells_alive()}
     if gate.gate.verdict == "passed":
         if gate.best is not None:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from optimc.report.profile import EngineProfile
+from optimc.report.ranges import CellRanges
 from optimc.report.samples import ShownSample
 from optimc.report.values import (
     Change,
@@ -418,6 +419,9 @@ class Report(Node):
     ] = ()
     shown: Annotated[
         tuple[ShownSample, ...], Field(description="Inputs of the worst samples.")
+    ] = ()
+    ranges: Annotated[
+        tuple[CellRanges, ...], Field(description="Of what ships (else the fastest cell).")
     ] = ()
 
     @model_validator(mode="after")

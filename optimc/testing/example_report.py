@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Literal
 
 from optimc.report.profile import EngineProfile, ProfiledLayer
+from optimc.report.ranges import CellRanges, QuantizedRange
 from optimc.report.samples import ShownSample
 from optimc.report.schema import (
     Cell,
@@ -133,6 +134,7 @@ def hostile_report(text: str) -> Report:
             "best": CellName(variant=text, target=text),
             "command": text,
             "profiles": _profiles(cells[0].name, text),
+            "ranges": _ranges(text, text),
             "shown": (ShownSample(number=4711, texts=(text,)),),
             "warnings": (text,),
             "notes": (text,),
@@ -207,6 +209,7 @@ def _report(cells: tuple[Cell, ...], gate: Gate, best: CellName) -> Report:
         best=best,
         gate=gate,
         profiles=_profiles("int8/ort", "/conv1/Conv"),
+        ranges=_ranges("int8/ort", "/conv1/Conv_output_0"),
         shown=(ShownSample(number=4711, texts=("a picture of a frog",), png=_PNG),),
         warnings=("The second core was busy while this was measured: load 1.3.",),
         notes=(
@@ -215,6 +218,16 @@ def _report(cells: tuple[Cell, ...], gate: Gate, best: CellName) -> Report:
             "differ from build to build.",
         ),
     )
+
+
+def _ranges(cell: str, tensor: str) -> tuple[CellRanges, ...]:
+    activation = QuantizedRange(
+        tensor=tensor, kind="activation", dtype="uint8", low=0.0, high=2.561, scales=1
+    )
+    weight = QuantizedRange(
+        tensor="conv1.weight", kind="weight", dtype="int8", low=-0.51, high=0.506, scales=16
+    )
+    return (CellRanges(cell=cell, ranges=(activation, weight)),)
 
 
 def _profiles(cell: str, conv: str) -> tuple[EngineProfile, ...]:

@@ -121,6 +121,7 @@ def test_the_sections_come_in_the_order_of_their_weight() -> None:
         "findings",
         "passes",
         "layers",
+        "ranges",
         "origin",
         "repeat",
     ]  # fmt: skip
@@ -231,6 +232,12 @@ def test_every_picture_is_told_to_screen_readers_and_has_its_figures_in_words(
         assert picture["role"] == "img"
         assert picture["aria-labelledby"]
     assert {tag for tag, _ in page.elements}.isdisjoint({"defs", "image", "foreignobject"})
+
+
+def test_the_ranges_of_what_ships_are_told() -> None:
+    words = Page(to_html(example_report())).words("style", "script")
+    assert "What the quantized tensors of int8/ort can hold" in words
+    assert "/conv1/Conv_output_0activationuint802.561" in words.replace(" ", "")
 
 
 def test_worst_samples_are_shown_with_their_inputs() -> None:
