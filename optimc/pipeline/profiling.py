@@ -164,15 +164,15 @@ def chosen_cells(build: Build, gate: GateResult) -> list[CellResult]:
             return [alive[gate.best.name]]
         names = {check.cell for check in gate.gate.checks if check.required}
         return [result for name, result in alive.items() if name in names]
-    fastest = min(alive.values(), key=_p50, default=None)
+    fastest = max(alive.values(), key=_speedup, default=None)
     return [] if fastest is None else [fastest]
 
 
-def _p50(result: CellResult) -> float:
+def _speedup(result: CellResult) -> float:
     if not isinstance(result.cases, Mapping) or not result.cases:
-        return float("inf")
-    p50 = next(iter(result.cases.values())).latency.p50
-    return float("inf") if isinstance(p50, str) else p50.ms
+        return 0.0
+    speedup = next(iter(result.cases.values())).speedup
+    return 0.0 if isinstance(speedup, str) else speedup.point
 
 
 def _profiled(
