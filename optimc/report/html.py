@@ -19,7 +19,7 @@ from optimc.report.values import Skipped
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-    from optimc.report.charts import Chart
+    from optimc.report.chart_svg import Chart
     from optimc.report.schema import Cell, Metric, Report
 
 TEMPLATES = Path(__file__).with_name("templates")

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from optimc.report import figures
+from optimc.report.chart_svg import Chart
 from optimc.report.charts import (
-    Chart,
     Interval,
     Point,
     bars,
