@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel
 
-from optimc.report.schema import OLDER
 from optimc.report.values import Skipped
 
 if TYPE_CHECKING:
@@ -67,8 +66,7 @@ def findings(report: Report) -> tuple[Finding, ...]:
         for kind, what, reason in _of_cell(cell):
             grouped.setdefault((kind, what, reason), []).append(cell.name)
     for path, value in _skipped(report, ""):
-        # The gate's checks say it themselves; of an older report one finding is enough.
-        if not path.startswith(("results[", "gate.")) and value.skipped != OLDER:
+        if not path.startswith(("results[", "gate.")):  # the gate's checks say it themselves
             grouped.setdefault(("not measured", _INDEX.sub("", path), value.skipped), [])
     found = [Finding(*key, tuple(dict.fromkeys(cells))) for key, cells in grouped.items()]
     return tuple(sorted(found, key=lambda finding: KINDS.index(finding.kind)))
@@ -102,9 +100,7 @@ def _of_cell(cell: Cell) -> Iterator[tuple[Kind, str, str]]:
     unchanged = tuple(f"passes[{p.name}]." for p in cell.passes if p.verdict == "unchanged")
     if cell.status == "built":  # of a cell that was not built, the one reason is enough
         for path, value in _skipped(cell, ""):
-            if value.skipped == OLDER:
-                yield "not measured", "figures of later versions", OLDER
-            elif not path.startswith(unchanged):
+            if not path.startswith(unchanged):
                 yield "not measured", _INDEX.sub("", path), value.skipped
 
 

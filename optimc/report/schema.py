@@ -37,8 +37,6 @@ from optimc.report.values import (
     Versions,
 )
 
-OLDER = "the version that wrote this report did not measure it"
-
 
 class Machine(Node):
     """The machine that measured: figures of time hold for it alone."""
@@ -77,9 +75,9 @@ class Latency(Node):
     threads: Annotated[int, Field(ge=1)]
     sessions: Annotated[int | None, Field(ge=1, description="Freshly opened sessions.")] = None
     steady: Annotated[
-        Measured,
+        Finite | None,
         Field(description="Share of the sessions whose warm-up was seen to end before timing."),
-    ] = Skipped(skipped=OLDER)
+    ] = None
     inputs: Annotated[
         Literal["seeded", "data"],
         Field(description="What it ran on: seeded inputs, or samples of the evaluation data."),
@@ -215,13 +213,13 @@ class EngineReport(Node):
     float_islands: tuple[FloatIsland, ...] = ()
     load_ms: Measured
     first_result_ms: Annotated[
-        Measured,
+        Measured | None,
         Field(description="In a fresh process, from opening the engine to the first outputs."),
-    ] = Skipped(skipped=OLDER)
+    ] = None
     peak_memory_mb: Measured
     steady_memory_mb: Annotated[
-        Measured, Field(description="Resident memory after runs, when it no longer grows.")
-    ] = Skipped(skipped=OLDER)
+        Measured | None, Field(description="Resident memory after runs, when it no longer grows.")
+    ] = None
 
 
 class WorstSample(Node):
@@ -243,18 +241,18 @@ class Metric(Node):
     samples: MeasuredCount
     better: Literal["higher", "lower"]
     method: Annotated[Text | None, Field(description="How the interval was made.")] = None
-    lost: Annotated[MeasuredCount, Field(description="Samples that only the source got right.")] = (
-        Skipped(skipped=OLDER)
-    )
-    won: Annotated[MeasuredCount, Field(description="Samples that only the cell got right.")] = (
-        Skipped(skipped=OLDER)
-    )
+    lost: Annotated[
+        Count | None,
+        Field(description="Samples that only the source got right; null: none is right or wrong."),
+    ] = None
+    won: Annotated[Count | None, Field(description="Samples that only the cell got right.")] = None
     mcnemar_p: Annotated[
-        Measured, Field(description="Exact two-sided p-value of McNemar's test.")
-    ] = Skipped(skipped=OLDER)
+        Finite | None, Field(description="Exact two-sided p-value of McNemar's test.")
+    ] = None
     agreement: Annotated[
-        Measured, Field(description="Share of the samples to which both gave the same label.")
-    ] = Skipped(skipped=OLDER)
+        Finite | None,
+        Field(description="Share of the samples with the same label from both; null: no labels."),
+    ] = None
     worst: Annotated[tuple[WorstSample, ...], Field(description="Worst first; a few at most.")] = ()
 
 
@@ -290,7 +288,7 @@ class Cell(Node):
     speedup: Speedup | Skipped
     speedup_same_runtime: Speedup | Skipped
     throughput_per_s: Measured
-    throughput: Throughput | Skipped = Skipped(skipped=OLDER)
+    throughput: Throughput | None = None
     unverified: Annotated[
         tuple[Reason, ...], Field(description="What of this cell could not be checked, and why.")
     ] = ()

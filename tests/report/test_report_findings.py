@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from optimc.report.findings import findings, refusal_groups, skipped_figures
-from optimc.report.schema import OLDER, Refusal
+from optimc.report.schema import Refusal
 from optimc.report.values import Skipped
 from optimc.testing.example_report import example_report, failed_report
 
@@ -48,14 +48,6 @@ def test_every_skip_of_a_built_cell_is_a_finding() -> None:
         ("latency.p99_ms", "needs 500 runs, 212 were made"),
         ("source.latency.p99_ms", "needs 500 runs, 212 were made"),
     }
-
-
-def test_what_an_older_version_did_not_measure_is_one_finding() -> None:
-    report = example_report()
-    older = {"throughput": Skipped(skipped=OLDER)}
-    cells = tuple(cell.model_copy(update=older) for cell in report.results)
-    found = [f for f in findings(report.model_copy(update={"results": cells})) if f.reason == OLDER]
-    assert [(f.kind, f.what) for f in found] == [("not measured", "figures of later versions")]
 
 
 def test_a_pass_that_changed_nothing_misses_no_error() -> None:
