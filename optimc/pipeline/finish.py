@@ -15,15 +15,13 @@ from optimc.core.files import atomic_folder, file_sha256
 from optimc.core.targets import Engine, Target
 from optimc.pipeline import assemble
 from optimc.pipeline.assemble import CellResult, figures_of, skipped
+from optimc.pipeline.details import with_details
 from optimc.pipeline.evaluation import Evaluator, loaded_metrics
 from optimc.pipeline.gate import GateResult, judge
 from optimc.pipeline.lock import lock_path, read_lock, refuse_differences, write_lock
 from optimc.pipeline.observer import working_on
 from optimc.pipeline.parallel import run_side_by_side
 from optimc.pipeline.probes import seeded_array
-from optimc.pipeline.profiling import profile
-from optimc.pipeline.quantized_ranges import cell_ranges
-from optimc.pipeline.shown import shown_samples
 from optimc.pipeline.timing import SOURCE, BuildTimings, Case, CellTiming, Subject, Timer
 from optimc.pipeline.versions import tool_versions
 from optimc.report import schema
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
     from optimc.core.model import Signature
     from optimc.pipeline.build import Build
     from optimc.pipeline.recipe.schema import InputSpec
-    from optimc.report.profile import EngineProfile
 
 NOT_ASKED = "measuring is off (--no-measure)"
 RELATIVE_DROP = 0.01
@@ -236,12 +233,7 @@ def finish(build: Build) -> schema.Report:
     lock_state = _lock(build, gate)
     report = _report(build, gate, timings, source_metrics, lock_state)
     write_artifacts(build)
-    more = {
-        "profiles": profile_layers(build, gate),
-        "shown": shown_samples(report, build.data.evaluation),
-        "ranges": cell_ranges(build, gate),
-    }
-    report = report.model_copy(update=more)
+    report = with_details(build, gate, report, benchmark_cases)
     build.files = write_report(report, build.options.out)
     return report
 
@@ -396,11 +388,3 @@ def _machine() -> schema.Machine:
         memory_mb=found.memory_mb,
         os=found.os,
     )
-
-
-def profile_layers(build: Build, gate: GateResult) -> tuple[EngineProfile, ...] | Skipped:
-    """Time by layer of what ships and of its source, on the first case."""
-    if not build.options.measure:
-        return skipped(NOT_ASKED)
-    build.observer.on_stage("profiling layers")
-    return profile(build, gate, benchmark_cases(build)[0])
