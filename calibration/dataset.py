@@ -95,6 +95,10 @@ class Dataset(ABC):
         """What messages call the sample with this number: where it stands in its file."""
         return str(index)
 
+    def text_of(self, index: int) -> tuple[str, ...]:
+        """The texts that the sample with this number was made from; empty where it is no text."""
+        return ()
+
     @property
     def has_labels(self) -> bool:
         """Whether batches carry labels."""

@@ -122,7 +122,11 @@ class TextDataset(GroupedDataset):
         )
 
     def name_of(self, index: int) -> str:
-        return f"line {self._rows[index].line}"
+        return f"line {self._rows[index // self.samples_per_label].line}"
+
+    def text_of(self, index: int) -> tuple[str, ...]:
+        values = self._rows[index // self.samples_per_label].values[: self._texts]
+        return tuple(value if isinstance(value, str) else str(value) for value in values)
 
     def sample_digests(self) -> list[bytes]:
         """Of the texts: how they are padded does not count."""

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from optimc.cli.display import Display
+from optimc.cli.estimate import Estimate, remember, remembered
 from optimc.core.errors import InputError, unknown_name
 from optimc.core.registry import pass_names
 from optimc.pipeline.probes import Effort
@@ -35,6 +36,7 @@ def run_build(
     parsed = _limits(limits)
     # What takes long to import comes after the recipe is known to be fine.
     from optimc.pipeline.build import Build, BuildOptions
+    from optimc.pipeline.cache import default_folder
     from optimc.report.canonical import to_json
     from optimc.report.terminal import print_summary
     from optimc.report.verdict import exit_code
@@ -53,9 +55,12 @@ def run_build(
         limits=parsed,
         dump=dump,
     )
-    with Display() as display:
+    estimate = Estimate({} if no_cache else remembered(default_folder(), recipe_path))
+    with Display(estimate) as display:
         build = Build(recipe, options, display)
         report = build.run()
+    if not no_cache and not options.partial:
+        remember(default_folder(), recipe_path, estimate.took)
     print_summary(report, build.files, sys.stderr)
     if json_output:
         print(to_json(report), end="")

@@ -2,40 +2,56 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from optimc.cli.estimate import Estimate
 from optimc.cli.run import printable
 from optimc.pipeline.observer import Silent
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.status import Status
+    from rich.text import Text
 
     from optimc.core.model import OnnxModel
     from optimc.pipeline.manager import PassOutcome
 
 _PLAIN_EVERY_S = 10.0
+_MOST_NAMES = 4
+"""Cells that the live line names; of more it gives the number."""
 
 
 class Display(Silent):
-    """Says what the build does. Rich is only loaded where stderr is a terminal."""
+    """Says what the build does. Rich is only loaded where stderr is a terminal.
 
-    def __init__(self) -> None:
+    Elsewhere, in CI and on a terminal that cannot move its cursor, there are plain lines. Engines
+    are built side by side: hooks may come from several threads at once.
+    """
+
+    def __init__(self, estimate: Estimate | None = None) -> None:
         self._started = time.monotonic()
         self._console: Console | None = None
         self._status: Status | None = None
+        self._estimate = estimate or Estimate({})
         self._stage = ""
+        self._doing = ""
+        self._running: dict[str, None] = {}
+        self._done = 0
+        self._cells = 0
         self._last_line = 0.0
 
     def __enter__(self) -> Self:
-        if sys.stderr.isatty():
+        if _live():
             from rich.console import Console
 
             self._console = Console(stderr=True, highlight=False)
-            self._status = self._console.status("starting")
+            self._stage = "starting"
+            self._status = self._console.status(_Line(self.line), refresh_per_second=4)
             self._status.start()
         return self
 
@@ -47,11 +63,12 @@ class Display(Silent):
     ) -> None:
         if self._status is not None:
             self._status.stop()
+        self._estimate.end()
 
     def on_stage(self, text: str) -> None:
         """A line for the stage that begins."""
-        self._stage = text
-        self._live(text)
+        self._stage, self._doing, self._done = text, "", 0
+        self._estimate.stage(text)
         if self._console is None:
             self._line(text)
 
@@ -61,18 +78,47 @@ class Display(Silent):
 
     def on_share(self, done: float, text: str) -> None:
         """The live line with the share; elsewhere a line now and then."""
-        line = f"{self._stage}: {done:.0%} {text}"
-        self._live(line)
+        self._doing = f"{done:.0%} {text}"
+        if not self._running:  # the share of one cell among several says nothing of the stage
+            self._estimate.share(done)
         if self._console is None and time.monotonic() - self._last_line > _PLAIN_EVERY_S:
-            self._line(f"  {done:.0%} {text}")
+            left = self._estimate.text()
+            self._line(f"  {done:.0%} {text}" + (f", {left}" if left else ""))
+
+    def on_cells(self, count: int) -> None:
+        """How many cells the stage works on."""
+        self._cells, self._done = count, 0
+
+    def before_cell(self, name: str) -> None:
+        """The live line names the cell."""
+        self._running[name] = None
+
+    def after_cell(self, name: str) -> None:
+        """One cell more is done."""
+        self._running.pop(name, None)
+        self._done += 1
+        self._estimate.share(self._done / max(self._cells, self._done))
 
     def before_pass(self, name: str, model: OnnxModel) -> None:
         """The live line names the pass."""
-        self._live(f"{self._stage}: {name}")
+        self._doing = name
 
     def on_progress(self, name: str, share: float, text: str) -> None:
         """The live line shows how far the pass is."""
         self.on_share(share, f"{name}: {text}")
+
+    def line(self) -> str:
+        """What the live line says now."""
+        running = list(self._running)
+        parts = [self._stage]
+        if running:
+            named = ", ".join(running[:_MOST_NAMES])
+            more = f" and {len(running) - _MOST_NAMES} more" if len(running) > _MOST_NAMES else ""
+            parts.append(f"{self._done} of {self._cells} done, now {named}{more}")
+        elif self._doing:
+            parts.append(self._doing)
+        left = self._estimate.text()
+        return f"{self._elapsed()}{f', {left}' if left else ''}: {': '.join(parts)}"
 
     def after_pass(self, outcome: PassOutcome) -> None:
         """One line a pass: verdict, nodes, error, seconds."""
@@ -89,12 +135,6 @@ class Display(Silent):
         name = f"{outcome.name} for {outcome.runtime}" if outcome.runtime else outcome.name
         self._line(f"  {name:<28} {verdict}{reason} ({', '.join(facts)})")
 
-    def _live(self, text: str) -> None:
-        if self._status is not None:
-            from rich.text import Text
-
-            self._status.update(Text(f"{printable(text)}  {self._elapsed()}"))
-
     def _line(self, text: str) -> None:
         self._last_line = time.monotonic()
         line = printable(text)
@@ -107,3 +147,21 @@ class Display(Silent):
 
     def _elapsed(self) -> str:
         return f"{time.monotonic() - self._started:.1f} s"
+
+
+class _Line:
+    """A line that is asked anew whenever the terminal is drawn: its seconds go on."""
+
+    def __init__(self, text: Callable[[], str]) -> None:
+        self._text = text
+
+    def __rich__(self) -> Text:
+        from rich.text import Text
+
+        return Text(printable(self._text()), no_wrap=True, overflow="ellipsis")
+
+
+def _live() -> bool:
+    """Whether stderr is a terminal that somebody looks at."""
+    dumb = os.environ.get("TERM", "") in ("", "dumb")
+    return sys.stderr.isatty() and not dumb and not os.environ.get("CI")

@@ -150,6 +150,21 @@ class Layer:
     """Why it is not in int8, where a heavy layer of a quantized model is not."""
 
 
+@dataclass(frozen=True, slots=True)
+class TimedLayer:
+    """One layer with the time that the runtime itself says it took."""
+
+    name: str
+    operator: str
+    """The runtime's name of the operation."""
+    dtype: str
+    """As in `Layer`."""
+    ms: float
+    """The median over the profiled runs."""
+    parts: tuple[str, ...]
+    """Names of nodes and values of the engine's graph that the layer is known to stand for."""
+
+
 class Session(ABC):
     """An engine opened by its runtime, in this process. A context manager."""
 
@@ -160,6 +175,14 @@ class Session(ABC):
     @abstractmethod
     def layers(self) -> tuple[Layer, ...]:
         """What the runtime made of the model, in its order. Slow: it may open the engine again."""
+
+    def profile(self, feeds: Arrays, warmup: int, runs: int) -> tuple[TimedLayer, ...] | None:
+        """The time of each layer over `runs` runs, after `warmup` runs that do not count.
+
+        By the runtime's own profiler, in a session of its own: profiling costs time, so that the
+        sum is more than the latency. None where the runtime has no profiler.
+        """
+        return None
 
     @abstractmethod
     def close(self) -> None:

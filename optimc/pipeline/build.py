@@ -29,7 +29,7 @@ from optimc.pipeline.kits import prepare_kit
 from optimc.pipeline.legalization import legalize_cells
 from optimc.pipeline.lock import lock_path, read_lock, refuse_differences
 from optimc.pipeline.manager import PassInputs, PassManager, PassOutcome
-from optimc.pipeline.observer import BuildObserver, Dumper
+from optimc.pipeline.observer import BuildObserver, Dumper, working_on
 from optimc.pipeline.oracle import Oracle
 from optimc.pipeline.outputs import verified_by
 from optimc.pipeline.parallel import run_side_by_side
@@ -185,6 +185,7 @@ class Build:
                 self.cache, self.limits, self.workspace, self.recipe.seed, inner, self.data.sizes
             )
             built = {name: m for name, m in models.items() if name not in self.plan.unavailable}
+            self.observer.on_cells(len(built))
             run_side_by_side(
                 built.items(),
                 lambda item: self._build_engine(
@@ -335,7 +336,8 @@ class Build:
         self, result: CellResult, model: OnnxModel, oracle: Oracle, skip: str | None
     ) -> None:
         try:
-            engine, proof = self.proved(result, model, model, oracle, skip)
+            with working_on(self.observer, result.cell.name):
+                engine, proof = self.proved(result, model, model, oracle, skip)
         except CellError as error:
             result.fail(_reason(error))
             self.observer.on_detail(f"{result.cell.name} failed: {_reason(error)}")

@@ -15,9 +15,11 @@ from optimc.pipeline import assemble
 from optimc.pipeline.assemble import CellResult, figures_of, skipped
 from optimc.pipeline.cases import benchmark_cases
 from optimc.pipeline.confirmation import confirmed
+from optimc.pipeline.details import with_details
 from optimc.pipeline.evaluation import Evaluator, loaded_metrics
 from optimc.pipeline.gate import GateResult, judge
 from optimc.pipeline.lock import lock_path, read_lock, refuse_differences, write_lock
+from optimc.pipeline.observer import working_on
 from optimc.pipeline.parallel import run_side_by_side
 from optimc.pipeline.records import FILE, write_records
 from optimc.pipeline.timing import SOURCE, BuildTimings, CellTiming, Subject, Timer
@@ -69,7 +71,9 @@ def evaluate(build: Build) -> dict[str, float]:
         progress=build.observer.on_share,
     )
     engine = source_engine(build, reference_target(_any_target(build)))
-    evaluator.evaluate_source(engine)
+    build.observer.on_cells(len(build.cells_alive()) + 1)
+    with working_on(build.observer, "the source"):
+        evaluator.evaluate_source(engine)
     run_side_by_side(build.cells_alive(), lambda result: _evaluate_cell(build, evaluator, result))
     build.records = evaluator.kept
     return evaluator.source_values()
@@ -78,7 +82,8 @@ def evaluate(build: Build) -> dict[str, float]:
 def _evaluate_cell(build: Build, evaluator: Evaluator, result: CellResult) -> None:
     assert result.engine is not None
     try:
-        result.metrics = evaluator.evaluate(result.cell.name, result.engine)
+        with working_on(build.observer, result.cell.name):
+            result.metrics = evaluator.evaluate(result.cell.name, result.engine)
     except CellError as error:
         result.metrics = error.what
         result.fail(f"evaluation: {error.what}")
@@ -225,6 +230,7 @@ def finish(build: Build) -> schema.Report:
     )
     with alone_in(build.options.out):
         write_artifacts(build)
+        report = with_details(build, gate, report)
         build.files = write_report(report, build.options.out)
     return report
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +25,15 @@ class BuildObserver(Observer, Protocol):
     def on_share(self, done: float, text: str) -> None:
         """How much of the stage is done, 0 to 1."""
 
+    def on_cells(self, count: int) -> None:
+        """How many cells the stage works on, maybe several at once."""
+
+    def before_cell(self, name: str) -> None:
+        """Work on a cell begins. Comes from any thread."""
+
+    def after_cell(self, name: str) -> None:
+        """Work on a cell has ended, well or not. Comes from any thread."""
+
 
 class Silent:
     """Listens to everything and says nothing."""
@@ -43,6 +54,15 @@ class Silent:
         """Nothing."""
 
     def on_share(self, done: float, text: str) -> None:
+        """Nothing."""
+
+    def on_cells(self, count: int) -> None:
+        """Nothing."""
+
+    def before_cell(self, name: str) -> None:
+        """Nothing."""
+
+    def after_cell(self, name: str) -> None:
         """Nothing."""
 
 
@@ -75,3 +95,13 @@ class Dumper(Silent):
                 fix="choose a folder with free space that you may write to (--dump DIR)",
             ) from error
         self._number += 1
+
+
+@contextlib.contextmanager
+def working_on(observer: BuildObserver, name: str) -> Iterator[None]:
+    """Tells `observer` that the block works on the cell `name`."""
+    observer.before_cell(name)
+    try:
+        yield
+    finally:
+        observer.after_cell(name)

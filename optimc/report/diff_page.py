@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from optimc import __version__
 from optimc.report import diff_table, figures
-from optimc.report.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Scale, Tick, ticks
+from optimc.report.charts import Point, along
 from optimc.report.diff import DiffReport, Trend, ValueRow
 from optimc.report.escape import one_line
 from optimc.report.html import TEMPLATES
@@ -17,8 +16,12 @@ from optimc.report.html import TEMPLATES
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+    from optimc.report.chart_svg import Chart
+
 MOST_ROWS = 2000
 """Rows of the page's table; the JSON has them all."""
+MOST_POINTS = 300
+"""Points of the picture; where an error starts, grows or heals is never left out."""
 _LEAST = 1e-9
 """Noise below this is drawn at the foot of the chart."""
 TONES = {
@@ -30,46 +33,54 @@ TONES = {
     Trend.NOT_COMPARED: "plain",
 }
 
-
-@dataclass(frozen=True)
-class Mark:
-    """A value in the chart."""
-
-    row: ValueRow
-    x: float
-    y: float
+_TURNS = (Trend.STARTS, Trend.GROWS, Trend.HEALS)
 
 
-@dataclass(frozen=True)
-class Profile:
-    """The relative error, logarithmic, along the order of computation."""
-
-    marks: tuple[Mark, ...]
-    line: str
-    x_ticks: tuple[Tick, ...]
-    y_ticks: tuple[Tick, ...]
-
-
-def profile(report: DiffReport) -> Profile | None:
-    """The picture of the error at every value that was compared; None below two."""
-    rows = [row for row in report.rows if row.noise is not None]
-    if len(rows) < 2:
+def profile(report: DiffReport) -> Chart | None:
+    """The picture of the error at the values that were compared; None below two."""
+    points = profile_points(report)
+    if len(points) < 2:
         return None
-    tops = [row.noise for row in rows if row.noise is not None and math.isfinite(row.noise)]
-    high = math.ceil(math.log10(max([*tops, 10 * _LEAST])))
-    low = math.floor(math.log10(max(_LEAST, min([n for n in tops if n > 0], default=_LEAST))))
-    low = min(low, high - 1) - any(row.noise == 0 for row in rows)  # equal is below all others
-    x_ticks = ticks(rows[0].number, rows[-1].number)
-    x_scale = Scale(rows[0].number, max(x_ticks[-1], rows[-1].number), LEFT, WIDTH - RIGHT)
-    y_scale = Scale(low, high, HEIGHT - BOTTOM, TOP)
-    marks = tuple(Mark(row, x_scale(row.number), y_scale(_height(row, low, high))) for row in rows)
-    step = max(1, (high - low) // 6)
-    return Profile(
-        marks,
-        " ".join(f"{mark.x},{mark.y}" for mark in marks),
-        tuple(Tick(x_scale(x), f"{x:.0f}") for x in x_ticks if x >= rows[0].number and x == int(x)),
-        tuple(Tick(y_scale(y), f"1e{y}") for y in range(low, high + 1, step)),
+    return along(
+        "error-along-the-model",
+        "Relative error at each value, in A's order of computation",
+        points,
+        axes=("value, in A's order of computation", "relative error (root mean square)"),
+        write=lambda exponent: f"1e{exponent:g}",
     )
+
+
+def profile_points(report: DiffReport) -> list[Point]:
+    """The decimal exponent of each error: equal values at the foot, infinite errors at the top."""
+    rows = [row for row in report.rows if row.noise is not None]
+    found = [row.noise for row in rows if row.noise is not None and math.isfinite(row.noise)]
+    high = math.ceil(math.log10(max([*found, 10 * _LEAST])))
+    low = math.floor(math.log10(max(_LEAST, min([n for n in found if n > 0], default=_LEAST))))
+    low = min(low, high - 1) - any(row.noise == 0 for row in rows)  # equal is below all others
+    high += any(row.noise == math.inf for row in rows)
+    step = max(1, math.ceil(len(rows) / MOST_POINTS))
+    shown = [
+        row for i, row in enumerate(rows) if i % step == 0 or row.trend in _TURNS or row.output
+    ]
+    return [
+        Point(
+            diff_table.name_of(row),
+            row.number,
+            _height(row, low, high),
+            None,
+            _kind(row),
+            f"{row.number} {diff_table.name_of(row)}: {figures.number(row.noise)}, {row.trend}",
+        )
+        for row in shown
+        if row.noise is not None
+    ]
+
+
+def _kind(row: ValueRow) -> str:
+    """Where the error heals, where it starts or grows, and the rest."""
+    if row.trend in _TURNS or row.output:
+        return "ships" if TONES[row.trend] == "good" else "bad"
+    return "source"
 
 
 def _height(row: ValueRow, low: int, high: int) -> float:
@@ -121,11 +132,5 @@ def _environment() -> Environment:
         name_of=diff_table.name_of,
         operator_of=diff_table.operator_of,
         tones=TONES,
-        width=WIDTH,
-        height=HEIGHT,
-        left=LEFT,
-        right=WIDTH - RIGHT,
-        top=TOP,
-        bottom=HEIGHT - BOTTOM,
     )
     return environment

@@ -10,39 +10,29 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimc.report import chart, figures, rows, verdict
+from optimc.report import figures, pictures, rows, verdict
 from optimc.report.escape import one_line
 from optimc.report.findings import findings, refusal_groups
+from optimc.report.layers import layer_table
 from optimc.report.values import Skipped
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-    from optimc.report.chart import Strip
-    from optimc.report.schema import Cell, Metric, Report, Speedup
+    from optimc.report.chart_svg import Chart
+    from optimc.report.schema import Cell, Metric, Report
 
 TEMPLATES = Path(__file__).with_name("templates")
 
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One metric of one cell, with its interval on a line that all rows of the metric share."""
+    """One metric of one cell."""
 
     cell: Cell
     name: str
     metric: Metric
-    strip: Strip | None
     span: int  # rows of the metric, at its first one; else 0
-
-
-@dataclass(frozen=True)
-class SpeedRow:
-    """The speed of one cell, with its interval on a line that all rows share."""
-
-    cell: Cell
-    speedup: Speedup | Skipped
-    same_runtime: Speedup | Skipped
-    strip: Strip | None
 
 
 def to_html(report: Report) -> str:
@@ -50,6 +40,7 @@ def to_html(report: Report) -> str:
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     head = verdict.headline(report)
+    table = layer_table(report)
     page: str = (
         _environment()
         .get_template("report.html.j2")
@@ -61,11 +52,15 @@ def to_html(report: Report) -> str:
             metric=rows.primary_metric(report),
             case=rows.first_case(report),
             metric_rows=_metric_rows(report),
-            speed_rows=_speed_rows(report),
-            plot=chart.scatter(report),
+            speed_cells=[cell for cell in report.results if cell.status == "built"],
+            drop_charts=_drop_charts(report),
+            speed_chart=pictures.speed_chart(report),
+            trade=pictures.trade_chart(report),
+            layers=table,
+            layer_kinds=() if table is None else pictures.layer_kinds(report, table),
+            layer_chart=None if table is None else pictures.layer_chart(report, table),
             found=findings(report),
             conditions=rows.conditions(report),
-            seconds_max=_longest(report),
             style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
             script=script,
             script_digest=digest,
@@ -98,8 +93,7 @@ def _environment() -> Environment:
         figures=figures,
         verdict=verdict,
         rows_of=rows,
-        chart=chart,
-        check_strip=chart.check_strip,
+        pass_charts=pictures.pass_charts,
         option_text=_option_text,
         refusal_groups=refusal_groups,
     )
@@ -110,6 +104,13 @@ def _option_text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
+def _drop_charts(report: Report) -> tuple[Chart, ...]:
+    charts = (
+        pictures.drop_chart(report, name, index) for index, name in enumerate(report.source.metrics)
+    )
+    return tuple(chart for chart in charts if chart is not None)
+
+
 def _metric_rows(report: Report) -> tuple[MetricRow, ...]:
     found = [
         (cell, name, metric)
@@ -117,42 +118,11 @@ def _metric_rows(report: Report) -> tuple[MetricRow, ...]:
         if not isinstance(cell.metrics, Skipped)
         for name, metric in cell.metrics.items()
     ]
-    names = list(dict.fromkeys(name for _, name, _ in found))
-    spans: dict[str, list[float]] = {name: [0.0] for name in names}
-    for _, name, metric in found:
-        spans[name] += [] if isinstance(metric.ci95, Skipped) else metric.ci95
     made: list[MetricRow] = []
-    for name in names:
+    for name in dict.fromkeys(name for _, name, _ in found):
         cells = [(cell, metric) for cell, other, metric in found if other == name]
-        for index, (cell, metric) in enumerate(cells):
-            strip = _metric_strip(metric, spans[name])
-            made.append(MetricRow(cell, name, metric, strip, 0 if index else len(cells)))
+        made += [
+            MetricRow(cell, name, metric, 0 if index else len(cells))
+            for index, (cell, metric) in enumerate(cells)
+        ]
     return tuple(made)
-
-
-def _metric_strip(metric: Metric, span: list[float]) -> Strip | None:
-    if isinstance(metric.drop, Skipped) or isinstance(metric.ci95, Skipped):
-        return None
-    return chart.strip(metric.drop, metric.ci95, 0.0, span)
-
-
-def _speed_rows(report: Report) -> tuple[SpeedRow, ...]:
-    built = [cell for cell in report.results if cell.status == "built"]
-    ratios = [cell.speedup for cell in built if not isinstance(cell.speedup, Skipped)]
-    span = [end for ratio in ratios for end in ratio.ci95]
-    noise = None if isinstance(report.noise_floor, Skipped) else report.noise_floor.ci95
-    return tuple(
-        SpeedRow(
-            cell=cell,
-            speedup=cell.speedup,
-            same_runtime=cell.speedup_same_runtime,
-            strip=None
-            if isinstance(cell.speedup, Skipped)
-            else chart.strip(cell.speedup.value, cell.speedup.ci95, 1.0, span, noise),
-        )
-        for cell in built
-    )
-
-
-def _longest(report: Report) -> float:
-    return max((step.seconds for cell in report.results for step in cell.passes), default=0.0)

@@ -9,6 +9,7 @@ from optimc.report.escape import markdown_code as code
 from optimc.report.escape import markdown_text as text
 from optimc.report.escape import one_line
 from optimc.report.findings import findings, refusal_groups
+from optimc.report.layers import layer_table
 from optimc.report.rows import SKIPPED, case_text, conditions, first_case, primary_metric, rows
 from optimc.report.values import Skipped
 from optimc.report.verdict import check_message, headline
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
 MARKS = {"good": "✅", "bad": "❌", "open": "⚠️", "plain": "◻️"}
 
 
+_MOST_LAYERS = 10
+
+
 def to_markdown(report: Report) -> str:
-    """The whole report: verdict, cells, checks, findings, passes, conditions, command."""
+    """The whole report: verdict, cells, checks, findings, passes, layers, conditions, command."""
     sections = (
         _verdict(report),
         _cells(report),
@@ -30,6 +34,7 @@ def to_markdown(report: Report) -> str:
         _latency(report),
         _findings(report),
         _passes(report),
+        _layers(report),
         _conditions(report),
         _origin(report),
     )
@@ -140,6 +145,30 @@ def _passes(report: Report) -> list[str]:
     return _folded("Passes", [*lines, "", *sorted(refused)] if refused else lines)
 
 
+def _layers(report: Report) -> list[str]:
+    """The slowest layers; report.html has them all."""
+    table = layer_table(report)
+    if table is None:
+        return []
+    header = ["layer", *(f"{code(name)} {of}" for name in table.engines for of in ("ms", "type"))]
+    body = [
+        [
+            code(row.name),
+            *(
+                part
+                for figure in row.figures
+                for part in (
+                    (figures.NONE, figures.NONE)
+                    if figure is None
+                    else (figures.number(figure.ms), ", ".join(map(text, figure.dtypes)))
+                )
+            ),
+        ]
+        for row in table.rows[:_MOST_LAYERS]
+    ]
+    return _folded("Slowest layers", _table(header, body, right=range(0)))
+
+
 def _pass(cell: Cell, step: PassReport) -> list[str]:
     nodes, size = step.nodes, step.bytes
     return [
@@ -158,8 +187,6 @@ def _pass(cell: Cell, step: PassReport) -> list[str]:
 def _conditions(report: Report) -> list[str]:
     lines = ["## Conditions", ""]
     lines += [f"- {term}: {text(value)}" for term, value in conditions(report)]
-    versions = ", ".join(f"{name} {version}" for name, version in report.environment.items())
-    lines.append(f"- versions: {text(versions)}")
     return lines + [f"- {text(note)}" for note in report.notes]
 
 

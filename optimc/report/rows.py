@@ -85,6 +85,7 @@ def conditions(report: Report) -> tuple[tuple[str, str], ...]:
         ("CPU features", ", ".join(machine.features) or "none reported"),
         ("memory", memory),
         ("system", machine.os),
+        ("versions", ", ".join(f"{name} {v}" for name, v in report.environment.items())),
         ("threads", _threads(report)),
         ("cases", _cases(report)),
         ("noise floor", noise_floor_text(report)),

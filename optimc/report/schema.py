@@ -12,6 +12,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from optimc.report.profile import EngineProfile
+from optimc.report.ranges import CellRanges
+from optimc.report.samples import ShownSample
 from optimc.report.values import (
     Change,
     CheckVerdict,
@@ -240,9 +243,7 @@ class Metric(Node):
     method: Annotated[Text | None, Field(description="How the interval was made.")] = None
     lost: Annotated[
         Count | None,
-        Field(
-            description="Samples that only the source got right; null: none is right or wrong."
-        ),
+        Field(description="Samples that only the source got right; null: none is right or wrong."),
     ] = None
     won: Annotated[Count | None, Field(description="Samples that only the cell got right.")] = None
     mcnemar_p: Annotated[
@@ -250,9 +251,7 @@ class Metric(Node):
     ] = None
     agreement: Annotated[
         Finite | None,
-        Field(
-            description="Share of the samples with the same label from both; null: no labels."
-        ),
+        Field(description="Share of the samples with the same label from both; null: no labels."),
     ] = None
     worst: Annotated[tuple[WorstSample, ...], Field(description="Worst first; a few at most.")] = ()
 
@@ -433,6 +432,16 @@ class Report(Node):
         tuple[Text, ...], Field(description="What changes how the figures may be read.")
     ] = ()
     notes: tuple[Text, ...] = ()
+    profiles: Annotated[
+        tuple[EngineProfile, ...] | Skipped,
+        Field(description="What ships (else the fastest cell), and the source on its targets."),
+    ] = ()
+    shown: Annotated[
+        tuple[ShownSample, ...], Field(description="Inputs of the worst samples.")
+    ] = ()
+    ranges: Annotated[
+        tuple[CellRanges, ...], Field(description="Of what ships (else the fastest cell).")
+    ] = ()
 
     @model_validator(mode="after")
     def _names_its_cells(self) -> Self:

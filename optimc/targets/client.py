@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from optimc.core.targets import Arrays, DimSizes, Engine, Target
+    from optimc.core.targets import Arrays, DimSizes, Engine, Target, TimedLayer
 
 ENVIRONMENT = {
     # Thread pools of numpy's BLAS and of OpenMP would stand beside the runtime's own.
@@ -163,6 +163,16 @@ class EngineWorker:
     def precisions(self) -> dict[str, Any]:
         """What the runtime really runs, see `optimc.targets.layers.summary`."""
         return dict(self._settled().call("precisions").data)
+
+    def profile(self, feeds: Arrays, warmup: int, runs: int) -> tuple[TimedLayer, ...] | None:
+        """The time of each layer, see `optimc.core.targets.Session.profile`."""
+        from optimc.core.targets import TimedLayer
+
+        reply = self._settled().call("profile", self._typed(feeds), warmup=warmup, runs=runs)
+        layers = reply.data["layers"]
+        if layers is None:
+            return None
+        return tuple(TimedLayer(**{**layer, "parts": tuple(layer["parts"])}) for layer in layers)
 
     def _settled(self) -> Worker:
         """The process, with this engine in it."""

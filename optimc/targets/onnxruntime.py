@@ -23,6 +23,7 @@ from optimc.core.targets import (
     Session,
     Target,
     TargetSpec,
+    TimedLayer,
     Unavailability,
 )
 from optimc.targets.artifacts import feeds_as_text, place_onnx, session_settings
@@ -315,6 +316,22 @@ class OnnxRuntimeSession(Session):
             _save_optimized(options, path, weights_apart=True)
             open_native(self._engine.main, options)
             return read_layers(path)
+
+    def profile(self, feeds: Arrays, warmup: int, runs: int) -> tuple[TimedLayer, ...]:
+        from optimc.targets.onnxruntime_layers import timed_layers
+
+        with tempfile.TemporaryDirectory() as folder:
+            options = session_options(self._settings)
+            _save_optimized(options, Path(folder) / OPTIMIZED, weights_apart=True)
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / "profile")
+            native = open_native(self._engine.main, options)
+            arrays = checked_feeds(self._engine.signature, feeds)
+            bound = _Bound(native, arrays, [spec.name for spec in self._engine.signature.outputs])
+            for _ in range(warmup + runs):
+                bound.run()
+            events = Path(native.end_profiling())
+            return timed_layers(Path(folder) / OPTIMIZED, events, warmup)
 
     def close(self) -> None:
         self._native = None

@@ -7,13 +7,15 @@ them runs in float between a dequantization and a quantization, slower than no q
 
 from __future__ import annotations
 
+import json
 import re
+import statistics
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimc.core.targets import Layer
+from optimc.core.targets import Layer, TimedLayer
 
 if TYPE_CHECKING:
     import onnx
@@ -52,6 +54,9 @@ FLOAT = frozenset(
 )
 _MARKS = re.compile(r"(?:_token_\d+|_nchwc|_nhwc)+$")
 """What the optimizer appends to the names of nodes that it replaces."""
+_CONTAINERS = frozenset({"If", "Loop", "Scan"})
+"""Their time is that of the nodes in their subgraphs, which are told by themselves."""
+_KERNEL = "_kernel_time"
 
 
 def read_layers(path: Path) -> tuple[Layer, ...]:
@@ -66,6 +71,32 @@ def read_layers(path: Path) -> tuple[Layer, ...]:
         for node in view.graph.node
     )
     return tuple(view.layer(node, quantized) for view in graphs for node in view.graph.node)
+
+
+def timed_layers(optimized: Path, events: Path, warmup: int) -> tuple[TimedLayer, ...]:
+    """The nodes of the graph at `optimized` that ran, in its order, with their times.
+
+    `events` is the file that the profiler of the session of that graph wrote (Chrome's trace
+    format, one event a node and run, in microseconds); the first `warmup` runs do not count.
+    """
+    import onnx
+
+    times: dict[str, list[float]] = defaultdict(list)
+    for event in json.loads(events.read_text(encoding="utf-8")):
+        if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
+            times[event["name"].removesuffix(_KERNEL)].append(event["dur"] / 1e3)
+    model = onnx.load(str(optimized), load_external_data=False)
+    found = []
+    for view in (_View(graph) for graph in _graphs(model.graph)):
+        for node in view.graph.node:
+            samples = times.get(node.name, [])[warmup:]
+            if not samples or node.op_type in _CONTAINERS:
+                continue
+            layer = view.layer(node, quantized=False)
+            parts = (layer.name, *(name for name in node.output if name))
+            median = statistics.median(samples)
+            found.append(TimedLayer(layer.name, layer.operator, layer.dtype, median, parts))
+    return tuple(found)
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -101,7 +132,7 @@ class _View:
         return Layer(
             name=name,
             operator=f"{node.domain}.{node.op_type}" if node.domain else node.op_type,
-            dtype="int8" if integer else self._dtype(node),
+            dtype="int8" if node.op_type.startswith("QLinear") or integer else self._dtype(node),
             heavy=heavy,
             reason=reason,
         )
@@ -112,7 +143,8 @@ class _View:
         for name in (*node.input[:1], *node.output[:1], *node.input[1:]):
             code = self.types.get(name, 0)
             if code:
-                return str(helper.tensor_dtype_to_np_dtype(code))
+                dtype = str(helper.tensor_dtype_to_np_dtype(code))
+                return "int8" if dtype == "uint8" else dtype
         return "unknown"
 
     def _dequantized(self, name: str) -> onnx.NodeProto | None:

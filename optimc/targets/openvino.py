@@ -28,6 +28,7 @@ from optimc.core.targets import (
     Session,
     Target,
     TargetSpec,
+    TimedLayer,
     Unavailability,
 )
 from optimc.targets.artifacts import feeds_as_text, place_onnx, session_settings
@@ -188,13 +189,17 @@ def _config(settings: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _compile(xml: Path, settings: dict[str, Any]) -> Any:
-    """An `openvino.CompiledModel`. Raises CellError where it refuses or takes another type."""
+def _compile(xml: Path, settings: dict[str, Any], *, profiled: bool = False) -> Any:
+    """An `openvino.CompiledModel`, with its profiler on where `profiled`.
+
+    Raises CellError where it refuses or takes another type.
+    """
     OpenVino.preload()
     import openvino
 
     try:
-        compiled = openvino.Core().compile_model(str(xml), "CPU", _config(settings))
+        config = {**_config(settings), **({"PERF_COUNT": True} if profiled else {})}
+        compiled = openvino.Core().compile_model(str(xml), "CPU", config)
         taken = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     except Exception as error:  # see _write_ir
         raise refusal(error, NAME, f"compiling {xml.name}") from error
@@ -237,6 +242,8 @@ class OpenVinoSession(Session):
 
     def __init__(self, engine: Engine, settings: dict[str, Any]) -> None:
         self._signature = engine.signature
+        self._main = engine.main
+        self._settings = settings
         self._native: Any = _compile(engine.main, settings)
         self._failed: CellError | None = None
         self._bounds: weakref.WeakSet[_Bound] = weakref.WeakSet()
@@ -250,6 +257,20 @@ class OpenVinoSession(Session):
         from optimc.targets.openvino_layers import read_layers
 
         return read_layers(self.native)
+
+    def profile(self, feeds: Arrays, warmup: int, runs: int) -> tuple[TimedLayer, ...]:
+        from optimc.targets.openvino_layers import timed_layers
+
+        compiled = _compile(self._main, self._settings, profiled=True)
+        request = _filled_request(compiled, checked_feeds(self._signature, feeds))
+        times = []
+        try:
+            for _ in range(warmup + runs):
+                request.infer()
+                times.append(request.get_profiling_info())
+        except Exception as error:  # see _write_ir
+            raise refusal(error, NAME, "profiling the engine") from error
+        return timed_layers(compiled, times[warmup:])
 
     def close(self) -> None:
         self._native = None
@@ -279,17 +300,23 @@ class OpenVinoSession(Session):
         return self._failed
 
 
+def _filled_request(compiled: Any, feeds: dict[str, NDArray[np.generic]]) -> Any:
+    """An `openvino.InferRequest` with `feeds` in its own tensors."""
+    request = compiled.create_infer_request()
+    # The build made sure that the ports stand in the order of the signature.
+    for index, array in enumerate(feeds.values()):
+        tensor = request.get_input_tensor(index)
+        tensor.shape = array.shape
+        tensor.data[...] = array
+    return request
+
+
 class _Bound:
     """An infer request with the inputs in its own tensors: a run copies nothing."""
 
     def __init__(self, session: OpenVinoSession, feeds: dict[str, NDArray[np.generic]]) -> None:
         self._session = session
-        self._request: Any = session.native.create_infer_request()
-        # The build made sure that the ports stand in the order of the signature.
-        for index, array in enumerate(feeds.values()):
-            tensor = self._request.get_input_tensor(index)
-            tensor.shape = array.shape
-            tensor.data[...] = array
+        self._request: Any = _filled_request(session.native, feeds)
 
     def run(self) -> None:
         try:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
-from optimc.core.targets import Layer
+from optimc.core.targets import Layer, TimedLayer
 
 HEAVY = frozenset(
     {
@@ -29,6 +32,8 @@ _DTYPES = {
     "i64": "int64",
     "boolean": "bool",
 }
+_BARE = "/WithoutBiases"
+"""What the plugin appends to the name of a node whose bias it split off."""
 _ENDS = ("Const", "Input", "Output")
 
 
@@ -46,11 +51,34 @@ def read_layers(compiled: Any) -> tuple[Layer, ...]:
     )
 
 
+def timed_layers(compiled: Any, runs: Sequence[Any]) -> tuple[TimedLayer, ...]:
+    """The layers that ran, in their order, with their times.
+
+    `runs` are what `openvino.InferRequest.get_profiling_info` said after each run of `compiled`.
+    """
+    times: dict[str, list[float]] = defaultdict(list)
+    for run in runs:
+        for info in run:
+            if info.status == info.Status.EXECUTED:
+                times[info.node_name].append(info.real_time.total_seconds() * 1e3)
+    found = []
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        info, samples = _info(node), times.get(node.get_friendly_name())
+        if not samples or "layerType" not in info or info["layerType"] in _ENDS:
+            continue
+        layer = _layer(node, info, quantized=False)
+        originals = info.get("originalLayersNames", "").split(",")
+        parts = tuple(dict.fromkeys(n.removesuffix(_BARE) for n in originals if n))
+        median = statistics.median(samples)
+        found.append(TimedLayer(layer.name, layer.operator, layer.dtype, median, parts))
+    return tuple(found)
+
+
 def _layer(node: Any, info: dict[str, str], quantized: bool) -> Layer:
     dtype = _dtype(info["runtimePrecision"])
     heavy = info["layerType"] in HEAVY
     return Layer(
-        name=info.get("originalLayersNames", "").split(",")[0].removesuffix("/WithoutBiases")
+        name=info.get("originalLayersNames", "").split(",")[0].removesuffix(_BARE)
         or node.get_friendly_name(),
         operator=info["layerType"],
         dtype=dtype,

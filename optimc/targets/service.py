@@ -205,6 +205,11 @@ class EngineService:
         """What the runtime really runs, see `optimc.targets.layers.summary`."""
         return summary(self._opened().layers()), {}
 
+    def profile(self, arrays: Arrays, warmup: int, runs: int) -> Answer:
+        """`layers`, see `Session.profile`; None where the runtime has no profiler."""
+        found = self._opened().profile(arrays, warmup, runs)
+        return {"layers": None if found is None else [asdict(layer) for layer in found]}, {}
+
     def _opened(self) -> Session:
         if self._session is None:
             self._open()

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from optimc.report.profile import EngineProfile, ProfiledLayer
+from optimc.report.ranges import CellRanges, QuantizedRange
+from optimc.report.samples import ShownSample
 from optimc.report.schema import (
     Cell,
     CellName,
@@ -30,7 +33,9 @@ from optimc.report.schema import (
     Report,
     Source,
     Speedup,
+    Throughput,
     Verification,
+    WorstSample,
 )
 from optimc.report.values import Skipped
 
@@ -54,6 +59,12 @@ HOSTILE_NAMES = (
 
 _NEEDS_500 = Skipped(skipped="needs 500 runs, 212 were made")
 _NOT_BUILT = Skipped(skipped="the cell was not built")
+
+
+_PNG = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAAKklEQVR42mNgEFIx94zObYDRkxig9BIG"
+    "KL2NAUqfYIDStxmg9FsGKP0fAI1NH+W643TfAAAAAElFTkSuQmCC"
+)
 
 
 def example_report() -> Report:
@@ -123,6 +134,9 @@ def hostile_report(text: str) -> Report:
             "gate": Gate(verdict="undecided", ship=text, chosen_on=text, checks=(check,)),
             "best": CellName(variant=text, target=text),
             "command": text,
+            "profiles": _profiles(cells[0].name, text),
+            "ranges": _ranges(text, text),
+            "shown": (ShownSample(number=4711, texts=(text,)),),
             "warnings": (text,),
             "notes": (text,),
             "environment": {text: text},
@@ -196,11 +210,55 @@ def _report(cells: tuple[Cell, ...], gate: Gate, best: CellName) -> Report:
         noise_floor=Ratio(value=1.001, ci95=(0.992, 1.01), confidence=0.95, sessions=8),
         best=best,
         gate=gate,
+        profiles=_profiles("int8/ort", "/conv1/Conv"),
+        ranges=_ranges("int8/ort", "/conv1/Conv_output_0"),
+        shown=(ShownSample(number=4711, texts=("a picture of a frog",), png=_PNG),),
         warnings=("The second core was busy while this was measured: load 1.3.",),
         notes=(
             "269 initializers that the model also lists as inputs were taken as constants.",
             "The identity of the engines is the digest of the ONNX graph: OpenVINO's own files "
             "differ from build to build.",
+        ),
+    )
+
+
+def _ranges(cell: str, tensor: str) -> tuple[CellRanges, ...]:
+    activation = QuantizedRange(
+        tensor=tensor, kind="activation", dtype="uint8", low=0.0, high=2.561, scales=1
+    )
+    weight = QuantizedRange(
+        tensor="conv1.weight", kind="weight", dtype="int8", low=-0.51, high=0.506, scales=16
+    )
+    return (CellRanges(cell=cell, ranges=(activation, weight)),)
+
+
+def _profiles(cell: str, conv: str) -> tuple[EngineProfile, ...]:
+    """A cell and the source: a convolution takes its normalization in, a Q is added."""
+
+    def layer(name: str, operator: str, dtype: str, ms: float, *nodes: str) -> ProfiledLayer:
+        return ProfiledLayer(name=name, operator=operator, dtype=dtype, ms=ms, nodes=nodes)
+
+    def profile(engine: str, of: str | None, *layers: ProfiledLayer) -> EngineProfile:
+        case = {"batch": 1}
+        return EngineProfile(
+            engine=engine, cell=of, runtime="onnxruntime", case=case, runs=50, layers=layers
+        )
+
+    norm = "/bn1/BatchNormalization"
+    return (
+        profile(
+            "source on ort",
+            None,
+            layer(conv, "Conv", "float32", 0.8, conv),
+            layer(norm, "BatchNormalization", "float32", 0.1, norm),
+            layer("/head/Gemm", "Gemm", "float32", 1.1, "/head/Gemm"),
+        ),
+        profile(
+            cell,
+            cell,
+            layer("input_quantized", "QuantizeLinear", "float32", 0.1),
+            layer("bn1_out", "QLinearConv", "int8", 0.3, conv, norm),
+            layer("/head/Gemm", "Gemm", "float32", 0.3, "/head/Gemm"),
         ),
     )
 
@@ -228,12 +286,24 @@ def _built(
                 ci95=(-0.0005, 0.0005),
                 samples=10_000,
                 better="higher",
+                lost=2,
+                won=2,
+                mcnemar_p=1.0,
+                agreement=0.9996,
             ),
         },
         latency=(_latency(p50_ms), _latency(p50_ms * 7.2, batch=8)),
         speedup=_speedup(speedup, "source on ONNX Runtime"),
         speedup_same_runtime=_speedup(speedup, "source on the same runtime"),
         throughput_per_s=1000 / p50_ms,
+        throughput=Throughput(
+            per_s=1000 / p50_ms,
+            ci95=(980 / p50_ms, 1020 / p50_ms),
+            streams=2,
+            threads=1,
+            batch=1,
+            case={"batch": 1},
+        ),
         unverified=("batch 64: too little memory for the reference",) if target == "ov" else (),
     )
 
@@ -351,13 +421,26 @@ def _engine(variant: str, target: str) -> EngineReport:
         if int8
         else (),
         load_ms=31.4,
+        first_result_ms=36.1,
         peak_memory_mb=61.8,
+        steady_memory_mb=58.2,
     )
 
 
 def _metric(value: float, drop: tuple[float, tuple[float, float]]) -> Metric:
     return Metric(
-        value=value, source=0.8853, drop=drop[0], ci95=drop[1], samples=10_000, better="higher"
+        value=value,
+        source=0.8853,
+        drop=drop[0],
+        ci95=drop[1],
+        samples=10_000,
+        better="higher",
+        method="paired bootstrap",
+        lost=31,
+        won=23,
+        mcnemar_p=0.34,
+        agreement=0.9931,
+        worst=(WorstSample(number=4711, id="evaluation.npz[4711]", source=1.0, candidate=0.0),),
     )
 
 
@@ -367,8 +450,12 @@ def _latency(p50_ms: float, batch: int = 1) -> Latency:
         p50_ms=p50_ms,
         p90_ms=p50_ms * 1.06,
         p99_ms=_NEEDS_500,
+        p50_ci95=(p50_ms * 0.99, p50_ms * 1.02),
+        p90_ci95=(p50_ms * 1.04, p50_ms * 1.09),
         runs=212,
         threads=1,
+        sessions=5,
+        steady=1.0,
     )
 
 

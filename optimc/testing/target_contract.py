@@ -258,6 +258,17 @@ class TargetContract:
                 assert layer.heavy
                 assert layer.dtype != "int8"
 
+    def test_layers_are_timed(self, target: Target, name: str) -> None:
+        """Each layer that ran once, with what it stands for; None where there is no profiler."""
+        engine = self._engine(target, name)
+        with target.open(engine) as session:
+            layers = session.profile(self.feeds(self._model(name))[0], 1, 2)
+        if layers is None:
+            return
+        assert layers
+        assert all(layer.name and layer.operator and layer.dtype for layer in layers)
+        assert all(layer.ms >= 0 and all(layer.parts) for layer in layers)
+
     def test_engine_runs_in_a_worker(self, target: Target, few: str, tmp_path: Path) -> None:
         """Built and run in processes of their own, the engine is the same."""
         from optimc.targets.client import EngineWorker, build_engine

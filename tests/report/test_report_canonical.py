@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from optimc.core.errors import InputError
 from optimc.report.canonical import SCHEMA_FILE, load_report, schema_text, to_json, write_schema
+from optimc.report.html import to_html
 from optimc.report.schema import CellName, Metric, Report
 from optimc.report.values import Skipped
 from optimc.testing.example_report import (
@@ -211,3 +212,17 @@ def test_a_file_that_cannot_be_read_gives_one_message(tmp_path: Path) -> None:
 def _regenerate(request: pytest.FixtureRequest) -> bool:
     asked = request.config.getoption("--regenerate-goldens", default=False)
     return bool(asked) or os.environ.get("OPTIMC_REGENERATE_GOLDENS") == "1"
+
+
+def test_reports_of_older_versions_load_and_make_a_page(tmp_path: Path) -> None:
+    data = json.loads(to_json(example_report()))
+    for later in ("profiles", "shown", "ranges", "confirmation", "records"):
+        del data[later]
+    for cell in data["results"]:
+        cell.pop("throughput")
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(data), encoding="utf-8")
+    report = load_report(path)
+    assert report.profiles == ()
+    page = to_html(report)
+    assert "Not measured." in page

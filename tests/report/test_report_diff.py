@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from optimc.report.diff import DiffReport, Trend, ValueRow, interesting
-from optimc.report.diff_page import profile, to_page
+from optimc.report.diff_page import profile, profile_points, to_page
 from optimc.report.diff_table import render_diff
 from optimc.testing.example_report import HOSTILE_NAMES
 
@@ -129,11 +129,11 @@ def test_the_page_needs_nothing_but_itself() -> None:
 
 
 def test_the_chart_has_a_point_for_every_value_that_was_compared() -> None:
-    plot = profile(_report())
-    assert plot is not None
-    assert [mark.row.number for mark in plot.marks] == [1, 2, 3, 4, 6]
-    heights = {mark.row.number: mark.y for mark in plot.marks}
-    assert heights[6] < heights[3] < heights[2] < heights[4] < heights[1]
+    points = profile_points(_report())
+    assert [point.x for point in points] == [1, 2, 3, 4, 6]
+    heights = {point.x: point.y for point in points}
+    assert heights[6] > heights[3] > heights[2] > heights[4] > heights[1]
+    assert profile(_report()) is not None
     assert profile(_report(rows=_report().rows[:1])) is None
 
 

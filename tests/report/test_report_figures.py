@@ -5,7 +5,6 @@ import math
 import pytest
 
 from optimc.report import figures
-from optimc.report.chart import strip, ticks
 from optimc.report.values import Skipped
 
 
@@ -72,20 +71,3 @@ def test_narrow_columns_show_the_larger_half() -> None:
     assert figures.bracketed(0.004, (0.003, 0.009), "×") == "0.004× [0.003, 0.009]"
     assert figures.ends((0.003, 0.009)) == "[0.003, 0.009]"
     assert figures.ends(Skipped(skipped="one sample")) == ""
-
-
-@pytest.mark.parametrize(
-    ("low", "high"), [(0.0, 4.95), (0.8826, 0.8862), (0.0, 0.0), (5.0, 5.0), (-3.0, 1e6)]
-)
-def test_ticks_are_round_and_hold_the_range(low: float, high: float) -> None:
-    marks = ticks(low, high)
-    assert marks[0] <= low + 1e-9
-    assert marks[-1] >= high - 1e-9
-    assert 2 <= len(marks) <= 8
-    assert marks == sorted(set(marks))
-
-
-def test_values_that_differ_by_a_rounding_have_a_scale() -> None:
-    below = math.nextafter(1.0, 0.0)
-    assert ticks(below, 1.0) == ticks(1.0, 1.0)
-    assert strip(1.0, (1.0, 1.0), below, ()).value == 50.0

@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from optimc.report.chart import scatter
 from optimc.report.escape import one_line
 from optimc.report.html import to_html
+from optimc.report.pictures import trade_chart
 from optimc.report.schema import Gate, Report
 from optimc.report.values import Skipped
 from optimc.testing.example_report import (
@@ -20,7 +20,7 @@ from optimc.testing.example_report import (
     undecided_report,
 )
 
-VOID = {"meta", "link", "br"}
+VOID = {"meta", "link", "br", "img"}
 REPORTS = {
     "passed": example_report(),
     "undecided": undecided_report(),
@@ -56,6 +56,10 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         self.text.append((self.open[-1] if self.open else "", data))
 
+    def outside_pictures(self) -> list[str]:
+        """All tags but what pictures are made of: how many lines a text takes depends on it."""
+        return [tag for tag, _ in self.elements if tag not in {"title", "g", "text", "path"}]
+
     def of(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.elements if name == tag]
 
@@ -67,11 +71,12 @@ class Page(HTMLParser):
 def test_the_page_needs_nothing_from_outside(report: Report) -> None:
     page = Page(to_html(report))
     for tag, attributes in page.elements:
-        assert not {"src", "srcset", "action", "style"} & set(attributes)
+        assert not {"srcset", "action", "style"} & set(attributes)
+        assert (attributes.get("src") or "data:image/png;base64,").startswith("data:image/png")
         assert not [name for name in attributes if name.startswith("on")]
         href = attributes.get("href")
         assert href is None or href == "data:," or href.startswith("#"), (tag, href)
-    assert {tag for tag, _ in page.elements}.isdisjoint({"img", "iframe", "object", "base", "form"})
+    assert {tag for tag, _ in page.elements}.isdisjoint({"iframe", "object", "base", "form"})
     style = "".join(text for tag, text in page.text if tag == "style")
     assert "url(" not in style
     assert "@import" not in style
@@ -109,15 +114,16 @@ def test_the_sections_come_in_the_order_of_their_weight() -> None:
     ]
     assert sections == [
         "verdict",
-        "gate-title",
-        "cells-title",
         "accuracy",
         "speed",
         "trade",
         "int8",
         "findings",
         "passes",
+        "layers",
+        "ranges",
         "origin",
+        "repeat",
     ]  # fmt: skip
 
 
@@ -155,7 +161,10 @@ def test_both_colour_schemes_print_and_reduced_motion_are_served() -> None:
 def test_names_are_shown_and_inject_nothing(name: str) -> None:
     text = to_html(hostile_report(name))
     page, plain = Page(text), Page(to_html(hostile_report("plain")))
-    assert [tag for tag, _ in page.elements] == [tag for tag, _ in plain.elements]
+    assert page.outside_pictures() == plain.outside_pictures()
+    drawn = {"svg", "title", "desc", "g", "rect", "path", "circle", "text"}
+    assert {tag for tag, _ in page.elements} - {tag for tag, _ in plain.elements} <= drawn
+    assert len(page.of("svg")) == len(plain.of("svg"))
     shown = " ".join(one_line(name).split())
     assert f"Mind: {shown}".strip() in page.words("style", "script")
     assert not re.search(
@@ -180,26 +189,16 @@ def test_a_report_with_nothing_measured_still_makes_a_page() -> None:
     assert "No speed was measured" in words
     assert "No engine was built." in words
     assert "Noise floor: skipped: --no-measure" in words
-    assert scatter(bare) is None
+    assert trade_chart(bare) is None
 
 
-def test_the_picture_has_each_cell_once_and_the_front_of_the_best() -> None:
-    plot = scatter(example_report())
-    assert plot is not None
-    assert [point.name for point in plot.points] == [
-        "source",
-        "fp32/ort",
-        "fp32/ov",
-        "fp16/ort",
-        "int8/ort",
-        "int8/ov",
-    ]
-    places = {point.name: f"{point.x},{point.y}" for point in plot.points}
-    front = plot.front.split()
-    assert front[0] == places["int8/ort"]
-    assert front[-1] == places["fp32/ort"]
-    assert places["int8/ov"] not in front
-    assert [point.kind for point in plot.points if point.name == "int8/ort"] == ["ships"]
+def test_the_table_of_the_trade_off_has_each_cell_once_and_the_front_of_the_best() -> None:
+    trade = trade_chart(example_report())
+    assert trade is not None
+    assert sorted(row.name for row in trade.rows) == sorted(
+        ["source", "fp32/ort", "fp32/ov", "fp16/ort", "int8/ort", "int8/ov"]
+    )
+    assert [row.name for row in trade.rows if row.on_front] == ["int8/ort", "fp32/ort"]
 
 
 def test_an_error_metric_turns_the_front_over() -> None:
@@ -217,8 +216,46 @@ def test_an_error_metric_turns_the_front_over() -> None:
         else cell
         for cell in report.results
     )
-    plot = scatter(report.model_copy(update={"results": cells}))
-    assert plot is not None
-    assert plot.better == "lower"
-    places = {point.name: f"{point.x},{point.y}" for point in plot.points}
-    assert plot.front.split()[-1] == places["int8/ov"]
+    trade = trade_chart(report.model_copy(update={"results": cells}))
+    assert trade is not None
+    assert [row.name for row in trade.rows if row.on_front] == ["int8/ort", "int8/ov"]
+
+
+@every_report
+def test_every_picture_is_told_to_screen_readers_and_has_its_figures_in_words(
+    report: Report,
+) -> None:
+    page = Page(to_html(report))
+    pictures = page.of("svg")
+    assert len(pictures) >= 3
+    for picture in pictures:
+        assert picture["role"] == "img"
+        assert picture["aria-labelledby"]
+    assert {tag for tag, _ in page.elements}.isdisjoint({"defs", "image", "foreignobject"})
+
+
+def test_the_ranges_of_what_ships_are_told() -> None:
+    words = Page(to_html(example_report())).words("style", "script")
+    assert "What the quantized tensors of int8/ort can hold" in words
+    assert "/conv1/Conv_output_0activationuint802.561" in words.replace(" ", "")
+
+
+def test_worst_samples_are_shown_with_their_inputs() -> None:
+    page = Page(to_html(example_report()))
+    assert "evaluation.npz[4711] a picture of a frog" in page.words("style", "script")
+    assert len(page.of("img")) == 1
+    assert page.of("img")[0]["alt"]
+
+
+def test_equal_reports_give_equal_pages() -> None:
+    assert to_html(example_report()) == to_html(example_report())
+
+
+def test_the_layers_stand_by_the_sources_names_the_slowest_first() -> None:
+    words = Page(to_html(example_report())).words("style", "script")
+    assert "Time and precision of each layer" in words
+    assert "/conv1/Conv 0.300 42.9 % int8" in words
+    assert "0.900 45 % float32" in words
+    assert "input_quantized added" in words
+    bare = example_report().model_copy(update={"profiles": Skipped(skipped="--no-measure")})
+    assert "Not measured: --no-measure." in Page(to_html(bare)).words("style", "script")

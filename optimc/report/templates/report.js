@@ -8,6 +8,7 @@ for (const button of document.querySelectorAll("button[data-copy]")) {
     try {
       await navigator.clipboard.writeText(text);
       button.textContent = "Copied";
+      document.getElementById("said").textContent = "The command was copied.";
     } catch {
       button.textContent = "Not allowed: select the text";
     }

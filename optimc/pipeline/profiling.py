@@ -1,0 +1,209 @@
+"""How long each layer takes: of what ships, and of the source on the same targets.
+
+By each runtime's own profiler, in a worker of its own, after everything else was timed: profiling
+slows an engine down, so that no latency is taken from here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from optimc.core.errors import CellError, OptimcError
+from optimc.pipeline.timing import Case, exclusive
+from optimc.report.profile import EngineProfile, ProfiledLayer
+from optimc.report.values import Skipped
+from optimc.targets.client import EngineWorker
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from optimc.core.model import OnnxModel
+    from optimc.core.targets import Engine, TimedLayer
+    from optimc.pipeline.assemble import CellResult
+    from optimc.pipeline.build import Build
+    from optimc.pipeline.gate import GateResult
+
+WARMUP = 3
+_MOST_RUNS, _LEAST_RUNS = 50, 5
+_SECONDS = 1.0
+"""About how long one engine is profiled for."""
+
+
+@dataclass(frozen=True)
+class _Node:
+    name: str
+    outputs: tuple[str, ...]
+    inputs: tuple[str, ...]
+
+
+class Origins:
+    """Which nodes of the source the nodes and values of an engine's graph come from."""
+
+    def __init__(self, model: OnnxModel, source: OnnxModel) -> None:
+        """`model` is what the engine was made from: the source itself, or what came of it."""
+        self._nodes = _nodes(model)
+        self._source = _nodes(source)
+        makers = {value: node for node in self._source for value in node.outputs}
+        if model.digest == source.digest:
+            self._origins = list(self._source)
+            return
+        provenance = model.provenance
+        self._origins = []
+        for node in self._nodes:
+            found = (makers.get(provenance.get(value, "")) for value in node.outputs)
+            self._origins.append(next((maker for maker in found if maker is not None), None))
+
+    _origins: list[_Node | None]
+
+    def of(self, layers: Iterable[TimedLayer]) -> list[tuple[str, ...]]:
+        """For each layer the names of the source's nodes that it does the work of.
+
+        A node that no layer names was taken in by the layer that makes its input, as runtimes do
+        with activations. A node of the source that nothing comes from was taken in by what all its
+        readers became, as passes do with what they fold into weights.
+        """
+        layers = list(layers)
+        owners: dict[_Node, int] = {}
+        for node, owner in self._owned(layers):
+            if node is not None:
+                owners.setdefault(node, owner)
+        readers: dict[str, list[_Node]] = {}
+        for node in self._source:
+            for value in node.inputs:
+                readers.setdefault(value, []).append(node)
+        for node in reversed(self._source):
+            of_readers = {owners.get(r) for value in node.outputs for r in readers.get(value, ())}
+            if node not in owners and len(of_readers) == 1:
+                owner = of_readers.pop()
+                if owner is not None:
+                    owners[node] = owner
+        found: list[list[str]] = [[] for _ in layers]
+        for node in self._source:
+            if node in owners:
+                found[owners[node]].append(_called(node))
+        return [tuple(names) for names in found]
+
+    def _owned(self, layers: Sequence[TimedLayer]) -> Iterator[tuple[_Node | None, int]]:
+        """Each node of the engine's graph that a layer runs, by its origin, with that layer."""
+        named: dict[str, int] = {}
+        for index, layer in enumerate(layers):
+            for part in layer.parts:
+                named.setdefault(part, index)
+        made_by: dict[str, int] = {}
+        for node, origin in zip(self._nodes, self._origins, strict=True):
+            parts = (*node.outputs, node.name)
+            owner = next((named[part] for part in parts if part in named), None)
+            if owner is None:
+                owner = next((made_by[value] for value in node.inputs if value in made_by), None)
+            if owner is not None:
+                made_by.update(dict.fromkeys(node.outputs, owner))
+                yield origin, owner
+
+
+def _nodes(model: OnnxModel) -> list[_Node]:
+    """The nodes of the main graph, in the order of the graph."""
+    return [
+        _Node(
+            node.name or "",
+            tuple(value.name for value in node.outputs if value.name),
+            tuple(value.name for value in node.inputs if value is not None and value.name),
+        )
+        for node in model.ir.graph
+    ]
+
+
+def _called(node: _Node) -> str:
+    return node.name or next(iter(node.outputs), "")
+
+
+def profile(build: Build, gate: GateResult, case: Case) -> tuple[EngineProfile, ...] | Skipped:
+    """The layers of what ships and of the source on its targets, on one case.
+
+    Where nothing ships, those of the fastest cell: one wants to know where its time goes.
+    """
+    chosen = chosen_cells(build, gate)
+    if not chosen:
+        return Skipped(skipped="nothing was built")
+    from optimc.pipeline.finish import source_engine
+
+    found: list[EngineProfile] = []
+    with exclusive(build.cache.folder / "measuring.lock", build.observer.on_share):
+        for target_name in dict.fromkeys(result.cell.target_name for result in chosen):
+            target = next(r.cell.target for r in chosen if r.cell.target_name == target_name)
+            try:
+                engine = source_engine(build, target)
+            except OptimcError:
+                continue  # the notes say that the target does not take the source
+            name, feeds = f"source on {target_name}", case.reference[0]
+            origins = Origins(build.source.model, build.source.model)
+            found += _profiled(build, name, None, engine, case.sizes, feeds, origins)
+        for result in chosen:
+            assert result.engine is not None
+            model = result.outcomes[-1].model if result.outcomes else build.start.model
+            origins = Origins(model, build.source.model)
+            name = result.cell.name
+            feeds = case.feeds[0]
+            found += _profiled(build, name, name, result.engine, case.sizes, feeds, origins)
+    return tuple(found) or Skipped(skipped="no runtime here has a profiler")
+
+
+def chosen_cells(build: Build, gate: GateResult) -> list[CellResult]:
+    """What ships; where nothing ships, the fastest cell; nothing where none was built."""
+    alive = {result.cell.name: result for result in build.cells_alive()}
+    if gate.gate.verdict == "passed":
+        if gate.best is not None:
+            return [alive[gate.best.name]]
+        names = {check.cell for check in gate.gate.checks if check.required}
+        return [result for name, result in alive.items() if name in names]
+    fastest = max(alive.values(), key=_speedup, default=None)
+    return [] if fastest is None else [fastest]
+
+
+def _speedup(result: CellResult) -> float:
+    if not isinstance(result.cases, Mapping) or not result.cases:
+        return 0.0
+    speedup = next(iter(result.cases.values())).speedup
+    return 0.0 if isinstance(speedup, str) else speedup.point
+
+
+def _profiled(
+    build: Build,
+    name: str,
+    cell: str | None,
+    engine: Engine,
+    sizes: Mapping[str, int],
+    feeds: Mapping[str, NDArray[Any]],
+    origins: Origins,
+) -> list[EngineProfile]:
+    """The profile of one engine; nothing where its runtime has no profiler or it fails."""
+    try:
+        with EngineWorker(engine, name=f"the engine {name}", limits=build.limits) as worker:
+            worker.run(feeds)
+            started = time.perf_counter()
+            worker.run(feeds)
+            one_s = time.perf_counter() - started
+            runs = int(min(_MOST_RUNS, max(_LEAST_RUNS, _SECONDS / max(one_s, 1e-6))))
+            layers = worker.profile(feeds, WARMUP, runs)
+    except CellError as error:
+        build.notes.append(f"{name} was not profiled: {error.what}")
+        return []
+    if layers is None:
+        return []
+    made = tuple(
+        ProfiledLayer(
+            name=layer.name,
+            operator=layer.operator,
+            dtype=layer.dtype,
+            ms=round(layer.ms, 6),
+            nodes=nodes,
+        )
+        for layer, nodes in zip(layers, origins.of(layers), strict=True)
+    )
+    return [
+        EngineProfile(
+            engine=name, cell=cell, runtime=engine.runtime, case=dict(sizes), runs=runs, layers=made
+        )
+    ]
