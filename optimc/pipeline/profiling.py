@@ -77,9 +77,9 @@ class Origins:
         for node in reversed(self._source):
             of_readers = {owners.get(r) for value in node.outputs for r in readers.get(value, ())}
             if node not in owners and len(of_readers) == 1:
-                owner = of_readers.pop()
-                if owner is not None:
-                    owners[node] = owner
+                reader = of_readers.pop()
+                if reader is not None:
+                    owners[node] = reader
         found: list[list[str]] = [[] for _ in layers]
         for node in self._source:
             if node in owners:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from optimc.report.ranges import CellRanges, QuantizedRange
 
@@ -44,7 +44,7 @@ def quantized_ranges(model: OnnxModel) -> tuple[QuantizedRange, ...]:
             held = _held(node)
             if held is not None:
                 name = provenance.get(data.name or "", data.name or "")
-                kind = "weight" if weight else "activation"
+                kind: Literal["weight", "activation"] = "weight" if weight else "activation"
                 found.append(QuantizedRange(tensor=name, kind=kind, **held))
     return tuple(found)
 

@@ -98,10 +98,10 @@ def png(image: NDArray[Any]) -> bytes:
     if _channels_axis(pixels.shape) == 0:
         pixels = np.moveaxis(pixels, 0, 2)
     step = -(-max(pixels.shape[:2]) // _SIDE)
-    pixels = _stretched(pixels[::step, ::step])
-    height, width, channels = pixels.shape
+    drawn = _stretched(pixels[::step, ::step])
+    height, width, channels = drawn.shape
     rows = np.zeros((height, 1 + width * channels), np.uint8)  # each row begins with its filter
-    rows[:, 1:] = pixels.reshape(height, -1)
+    rows[:, 1:] = drawn.reshape(height, -1)
     color = 2 if channels == 3 else 0
     head = struct.pack(">IIBBBBB", width, height, 8, color, 0, 0, 0)
     parts = ((b"IHDR", head), (b"IDAT", zlib.compress(rows.tobytes(), 9)), (b"IEND", b""))
