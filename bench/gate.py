@@ -1,7 +1,7 @@
 """How far the gate can be trusted, and whether peers' tools see the same.
 
     python bench/gate.py [aa ab coverage accuracy peers time] [--runs 200] [--changed 100]
-                         [--seconds 6] [--keep FILE] [--for SECONDS]
+                         [--seconds 12] [--keep FILE] [--for SECONDS]
 
 - aa: an engine against itself, the second core loaded in every second run;
 - ab: the same engine with one layer of 20 more (5 % slower) at a margin of 2 %;
@@ -305,7 +305,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", help="all by default")
     parser.add_argument("--runs", type=int, default=200, help="A/A runs")
     parser.add_argument("--changed", type=int, default=100, help="A/B runs")
-    parser.add_argument("--seconds", type=float, default=6.0, help="the most for one gate run")
+    parser.add_argument("--seconds", type=float, default=12.0, help="the most for one gate run")
     parser.add_argument("--trials", type=int, default=1000, help="simulations for each noise")
     parser.add_argument("--keep", type=Path, help="file of the runs so far")
     parser.add_argument("--for", dest="time", type=float, default=1e9, help="seconds for aa and ab")
