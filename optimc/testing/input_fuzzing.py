@@ -323,7 +323,20 @@ def _tokenizer(shop: Workshop, rng: random.Random) -> None:
 
 
 def _spoil_tree(tree: Any, rng: random.Random) -> None:
-    weird = (None, -1, 2**40, 2**70, 1.5, "", "x" * 100, [], {}, True, "\x1b[31m", "[UNK]")
+    weird: tuple[Any, ...] = (
+        None,
+        -1,
+        2**40,
+        2**70,
+        1.5,
+        "",
+        "x" * 100,
+        [],
+        {},
+        True,
+        "\x1b[31m",
+        "[UNK]",
+    )
     while isinstance(tree, dict | list) and tree:
         key = rng.choice(list(tree)) if isinstance(tree, dict) else rng.randrange(len(tree))
         if not isinstance(tree[key], dict | list) or not tree[key] or rng.random() < 0.3:
