@@ -51,6 +51,7 @@ def child(options: argparse.Namespace) -> int:
     """One chunk: a line of JSON on stdout for each graph."""
     import warnings
 
+    from optimc.cli import main as main_of_optimc
     from optimc.testing.fuzzing import fuzz_seed, keep_find
     from optimc.testing.input_fuzzing import fuzz_input
 
@@ -58,7 +59,7 @@ def child(options: argparse.Namespace) -> int:
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     for seed in range(options.seed, options.seed + options.graphs):
         if options.inputs:
-            print(fuzz_input(seed, ROOT / "recipes").json(), flush=True)
+            print(fuzz_input(seed, ROOT / "recipes", main_of_optimc).json(), flush=True)
             continue
         outcome = fuzz_seed(seed, options.runtime)
         if outcome.finds and options.keep:

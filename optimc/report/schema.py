@@ -318,13 +318,10 @@ class Probes(Node):
     unreached: Annotated[
         tuple[Text, ...], Field(description="Bodies of If, Loop and Scan that no input reaches.")
     ] = ()
-    rounds: Annotated[
-        dict[str, tuple[int, ...]],
-        Field(
-            default_factory=dict,
-            description="By loop: the numbers of rounds that were seen in one run.",
-        ),
-    ]
+    rounds: dict[str, tuple[int, ...]] = Field(
+        default_factory=dict,
+        description="By loop: the numbers of rounds that were seen in one run.",
+    )
 
 
 class CellName(Node):

@@ -37,8 +37,8 @@ class Faults:
     def due(self, call: str, path: Any) -> bool:
         """Counts a call on `path`; whether it is the one that fails."""
         try:
-            place = os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else path
-            place = os.fspath(place)
+            named = os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else path
+            place: Any = os.fspath(named)
         except (OSError, TypeError):
             return False
         if not isinstance(place, str) or not any(

@@ -241,7 +241,7 @@ def keep_find(outcome: Outcome, folder: Path, runtime: Runtime) -> Path:
     return place
 
 
-def totals(outcomes: list[Mapping[str, Any]]) -> dict[str, Any]:
+def totals(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Sums over outcomes (as plain data): graphs, verdicts, operators and opsets met, finds."""
     verdicts: dict[str, int] = {}
     operators: dict[str, int] = {}

@@ -138,7 +138,7 @@ def nested(depth: int) -> bytes:
 
     def leaf(name: str) -> bytes:
         node = onnx.helper.make_node("Neg", ["x"], [name], name=f"{name}_node")
-        return onnx.helper.make_graph([node], name, [], [value(name)]).SerializeToString()
+        return bytes(onnx.helper.make_graph([node], name, [], [value(name)]).SerializeToString())
 
     graph = leaf("innermost")
     for level in range(depth):
@@ -154,7 +154,7 @@ def nested(depth: int) -> bytes:
             outer.input.extend([value("x"), flag])
         graph = _message(1, content) + outer.SerializeToString()
     model = onnx.ModelProto(ir_version=10, opset_import=[onnx.helper.make_opsetid("", 18)])
-    return model.SerializeToString() + _message(7, graph)
+    return bytes(model.SerializeToString()) + _message(7, graph)
 
 
 def _message(field: int, content: bytes) -> bytes:

@@ -37,8 +37,14 @@ WEIRD = (
 )
 
 
-def fuzz_input(seed: int, recipes: Path) -> Outcome:
-    """Spoils one input and runs `optimc check` or `build` on it; `recipes` holds the quickstart."""
+Main = Callable[[list[str]], int]
+
+
+def fuzz_input(seed: int, recipes: Path, main: Main) -> Outcome:
+    """Spoils one input and runs `optimc check` or `build` on it.
+
+    `recipes` holds the quickstart, `main` is `optimc.cli.main`.
+    """
     rng = random.Random(seed)
     kind = rng.choice(sorted(KINDS))
     outcome = Outcome(seed, 0, [kind])
@@ -46,7 +52,7 @@ def fuzz_input(seed: int, recipes: Path) -> Outcome:
         shop = Workshop.make(Path(name) / "shop", recipes)
         command = KINDS[kind](shop, rng) or "check recipe.yaml"
         started = time.monotonic()
-        done = _run(shop, command)
+        done = _run(shop, command, main)
         seconds = time.monotonic() - started
     if done is None or done.traceback or done.code not in (0, 2, 3, 4, 5):
         text = "killed by an exception" if done is None else done.err[-600:]
@@ -61,9 +67,7 @@ def fuzz_input(seed: int, recipes: Path) -> Outcome:
     return outcome
 
 
-def _run(shop: Workshop, command: str) -> Any:
-    from optimc.cli import main
-
+def _run(shop: Workshop, command: str, main: Main) -> Any:
     with inline_workers(), plugged(shop.folder / "plugins"):
         try:
             return run_here(main, command, shop.folder)
@@ -323,7 +327,20 @@ def _tokenizer(shop: Workshop, rng: random.Random) -> None:
 
 
 def _spoil_tree(tree: Any, rng: random.Random) -> None:
-    weird = (None, -1, 2**40, 2**70, 1.5, "", "x" * 100, [], {}, True, "\x1b[31m", "[UNK]")
+    weird: tuple[Any, ...] = (
+        None,
+        -1,
+        2**40,
+        2**70,
+        1.5,
+        "",
+        "x" * 100,
+        [],
+        {},
+        True,
+        "\x1b[31m",
+        "[UNK]",
+    )
     while isinstance(tree, dict | list) and tree:
         key = rng.choice(list(tree)) if isinstance(tree, dict) else rng.randrange(len(tree))
         if not isinstance(tree[key], dict | list) or not tree[key] or rng.random() < 0.3:

@@ -136,7 +136,7 @@ def _transpose_forgotten() -> Any:
     """A Transpose goes, and Gemm's flag does not come."""
     from optimc.passes import _fuse_rules
 
-    right = _fuse_rules.fuse_transpose
+    right = vars(_fuse_rules)["fuse_transpose"]
 
     def wrong(node: Any, job: Any) -> None:
         right(node, job)

@@ -124,7 +124,7 @@ def _factor_ignored(name: str) -> Any:
     """One of Gemm's factors is taken for 1."""
     from optimc.passes import _dynamic_place
 
-    right = _dynamic_place.number
+    right = vars(_dynamic_place)["number"]
 
     def wrong(node: Any, attribute: str, default: Any) -> Any:
         return default if attribute == name else right(node, attribute, default)

@@ -15,8 +15,10 @@ from optimc.passes.fuse import Fuse
 from optimc.passes.simplify import Simplify
 from optimc.pipeline.compare import compare_outputs
 from optimc.testing import run_model, run_pass, seeded_feeds
-from optimc.testing.fuzzing import fuzz_seed, totals
+from optimc.testing.fuzzing import Runtime, fuzz_seed, totals
 from optimc.testing.wide_graphs import WIDE_OPSETS, wide_model, wide_models
+
+RUNTIMES: tuple[Runtime, ...] = ("onnxruntime", "openvino")
 
 
 def test_a_seed_names_a_graph() -> None:
@@ -50,8 +52,8 @@ def test_nothing_wrong_is_delivered_by_either_runtime() -> None:
     finds = [
         (seed, runtime, find)
         for seed in range(100, 130)
-        for runtime in ("onnxruntime", "openvino")
-        for find in fuzz_seed(seed, runtime).finds  # type: ignore[arg-type]
+        for runtime in RUNTIMES
+        for find in fuzz_seed(seed, runtime).finds
     ]
     assert finds == []
 

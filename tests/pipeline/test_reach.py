@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import onnx
 import pytest
@@ -144,7 +144,7 @@ def test_the_same_change_where_probes_do_reach_is_found(tmp_path: Path) -> None:
     assert _judged(_steered(1e6), "Neg", tmp_path).verdict is Verdict.FAILED
 
 
-def _random_and_not(op_type: str, **attributes: float) -> OnnxModel:
+def _random_and_not(op_type: str, **attributes: Any) -> OnnxModel:
     b = GraphBuilder()
     x = b.input("x", ["batch", 3])
     b.node("Relu", x, to="sure")
