@@ -321,7 +321,7 @@ class OnnxRuntimeSession(Session):
         from optimc.targets.onnxruntime_layers import timed_layers
 
         with tempfile.TemporaryDirectory() as folder:
-            options = session_options(self._settings)
+            options = session_options(self._settings, self._engine.folder)
             _save_optimized(options, Path(folder) / OPTIMIZED, weights_apart=True)
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "profile")

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import onnx_ir as ir
-
 from optimc.targets import tensorrt_support as support
 from optimc.targets.tensorrt_support import PARSERS, Parser
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from optimc.core.model import OnnxModel
 
 Severity = Literal["error", "warning"]
