@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING
 
 from optimc.testing.calibrated import random_calibration, target_spec
@@ -62,7 +63,21 @@ def quantized(model: OnnxModel, *, per_channel: bool = True) -> OnnxModel:
         model,
         spec=target_spec(spec),
         calibration=random_calibration(model),
-        quantized_from=None,
     )
     assert result.modified
     return result.model  # type: ignore[return-value]
+
+
+@cache
+def _pairs() -> Mapping[str, tuple[OnnxModel, OnnxModel]]:
+    return {name: (model, quantized(model)) for name, model in float_models().items()}
+
+
+def quantized_models() -> Mapping[str, OnnxModel]:
+    """`float_models`, quantized for ONNX Runtime; made once."""
+    return {name: pair[1] for name, pair in _pairs().items()}
+
+
+def origin_of(model: OnnxModel) -> OnnxModel:
+    """The float model that one of `quantized_models` came from, or what a pass made of it."""
+    return next(f for f, q in _pairs().values() if q.signature == model.signature)

@@ -5,35 +5,103 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import onnx_ir
 import pytest
+from pydantic import ValidationError
 
 from optimc.core.errors import PreconditionError
 from optimc.core.model import OnnxModel
 from optimc.core.passes import Calibration
 from optimc.passes.correct_bias import CorrectBias
+from optimc.passes.quantize_int8 import QuantizeInt8
+from optimc.targets.quantization_specs import tensorrt
 from optimc.testing import PassContract
-from optimc.testing.calibrated import random_calibration
-from optimc.testing.graphs import GraphBuilder
-from optimc.testing.quantizable import conv
-from optimc.testing.recoverable import depthwise_chain, float_models, quantized
+from optimc.testing.calibrated import random_calibration, target_spec
+from optimc.testing.recoverable import depthwise_chain, origin_of, quantized, quantized_models
 from optimc.testing.runs import run_model, run_pass, seeded_feeds
 
-FLOATS = float_models()
-QUANTIZED = {name: quantized(model) for name, model in FLOATS.items()}
+PASS = CorrectBias(samples=32)
 
 
 class TestCorrectBias(PassContract):
-    passes = (CorrectBias(samples=32),)
+    passes = (PASS,)
 
     def models(self) -> Mapping[str, OnnxModel]:
-        return QUANTIZED
+        return quantized_models()
 
     def calibration(self, model: OnnxModel) -> Calibration | None:
         return random_calibration(model)
 
     def quantized_from(self, model: OnnxModel) -> OnnxModel | None:
-        return next(FLOATS[name] for name, one in QUANTIZED.items() if one is model or _same(one, model))
+        return origin_of(model)
 
 
-def _same(one: OnnxModel, other: OnnxModel) -> bool:
-    return one.signature == other.signature
+def test_the_mean_error_of_the_outputs_goes_away() -> None:
+    model = depthwise_chain()
+    before = quantized(model, per_channel=False)
+    after = run_pass(
+        CorrectBias(), before, calibration=random_calibration(model), quantized_from=model
+    ).model
+    assert isinstance(after, OnnxModel)
+    feeds = seeded_feeds(model, sizes=(400,), seed=1)  # not the samples of the calibration
+    wanted, plain, corrected = (run_model(m, feeds)[0]["logits"] for m in (model, before, after))
+    error, left = np.abs((plain - wanted).mean(0)), np.abs((corrected - wanted).mean(0))
+    assert left.max() < 0.5 * error.max()
+    assert np.square(corrected - wanted).mean() < 0.5 * np.square(plain - wanted).mean()
+
+
+def test_only_biases_change() -> None:
+    model = depthwise_chain()
+    before = quantized(model)
+    after = run_pass(
+        PASS, before, calibration=random_calibration(model), quantized_from=model
+    ).model
+    assert isinstance(after, OnnxModel)
+    assert [n.op_type for n in after.ir.graph] == [n.op_type for n in before.ir.graph]
+    kept, new = before.ir.graph.initializers, after.ir.graph.initializers
+    changed = [name for name in new if name not in kept]
+    assert changed
+    assert all(new[name].dtype == onnx_ir.DataType.INT32 for name in changed)
+    for name in kept.keys() & new.keys():
+        assert np.array_equal(kept[name].const_value.numpy(), new[name].const_value.numpy())  # type: ignore[union-attr]
+
+
+def test_a_float_bias_is_corrected_too() -> None:
+    model = depthwise_chain()
+    calibration = random_calibration(model)
+    before = run_pass(
+        QuantizeInt8(), model, spec=target_spec(tensorrt()), calibration=calibration
+    ).model
+    assert isinstance(before, OnnxModel)
+    result = run_pass(PASS, before, calibration=calibration, quantized_from=model)
+    assert result.rewrites
+    assert isinstance(result.model, OnnxModel)
+    feeds = seeded_feeds(model, sizes=(400,), seed=1)
+    wanted, plain, corrected = (
+        run_model(m, feeds)[0]["logits"] for m in (model, before, result.model)
+    )
+    assert np.square(corrected - wanted).mean() < np.square(plain - wanted).mean()
+
+
+def test_a_float_model_is_refused_with_the_way_out() -> None:
+    model = depthwise_chain()
+    with pytest.raises(PreconditionError) as caught:
+        run_pass(PASS, model, calibration=random_calibration(model))
+    assert "no pass before it quantized" in caught.value.what
+    assert caught.value.fix == "put correct_bias behind quantize_int8"
+
+
+def test_layers_without_a_bias_are_refused() -> None:
+    model = quantized_models()["matmul"]
+    result = run_pass(
+        PASS, model, calibration=random_calibration(model), quantized_from=origin_of(model)
+    )
+    assert not result.modified
+    assert {refusal.reason for refusal in result.refusals} == {
+        "it has no constant bias to correct"
+    }
+
+
+def test_samples_is_at_least_one() -> None:
+    with pytest.raises(ValidationError, match="samples"):
+        CorrectBias(samples=0)
