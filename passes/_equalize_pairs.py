@@ -29,7 +29,7 @@ _BY_CHANNEL = (
 
 @dataclass(eq=False)
 class Layer:
-    """A Conv or Gemm with a float32 weight of its own."""
+    """A Conv, Gemm or MatMul (of two dims) with a float32 weight of its own."""
 
     node: ir.Node
 
@@ -42,13 +42,13 @@ class Layer:
 
     @property
     def groups(self) -> int:
-        """Of a convolution; 1 for Gemm."""
+        """Of a convolution; 1 for the others."""
         return int(number(self.node, "group", 1)) if self.node.op_type == "Conv" else 1
 
     @property
     def _transposed(self) -> bool:
-        """Whether Gemm's weight stands as [inputs, outputs]."""
-        return self.node.op_type == "Gemm" and not number(self.node, "transB", 0)
+        """Whether the weight stands as [inputs, outputs]."""
+        return inputs_first(self.node)
 
     @property
     def inputs(self) -> int:
@@ -67,10 +67,17 @@ class Layer:
         flat = weight.reshape(*weight.shape[:2], -1).max(axis=2)
         return flat.reshape(self.groups, -1, flat.shape[1])
 
+    def shifts(self, *, rectified: bool) -> Floats:
+        """What the bias adds to each output [outputs], as far as a Relu lets it through."""
+        bias = constant(self.node.inputs[2]) if len(self.node.inputs) > 2 else None
+        if bias is None:
+            return np.zeros(self.outputs)
+        wide = bias.astype(np.float64).reshape(-1)
+        return np.maximum(wide, 0.0) if rectified else np.abs(wide)
+
     def divide_outputs(self, scale: Floats) -> None:
         """Divides output channels of weight and bias by `scale` [outputs]."""
-        weight = self.weight
-        axis = 1 if self._transposed else 0
+        weight, axis = self.weight, 1 if self._transposed else 0
         shaped = scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
         self._store(1, weight / shaped)
         bias = constant(self.node.inputs[2]) if len(self.node.inputs) > 2 else None
@@ -98,6 +105,12 @@ class Layer:
         writer.remove_unread(old)
 
 
+def inputs_first(node: ir.Node) -> bool:
+    """Whether a layer's weight stands as [inputs, outputs]."""
+    gemm = node.op_type == "Gemm" and not number(node, "transB", 0)
+    return gemm or node.op_type == "MatMul"
+
+
 @dataclass(eq=False)
 class Pair:
     """Two layers and the values between them."""
@@ -105,6 +118,11 @@ class Pair:
     first: Layer
     second: Layer
     between: tuple[ir.Value, ...]
+
+    @property
+    def rectified(self) -> bool:
+        """Whether a Relu stands right behind the first layer."""
+        return any(reader.op_type == "Relu" for reader, _ in self.between[0].uses())
 
     @property
     def label(self) -> str:
@@ -117,7 +135,7 @@ def find_pairs(graph: ir.Graph, refuse: Refuse) -> list[Pair]:
     layers = {}
     for node in graph:
         if node.op_type in _LAYERS and node.domain in ("", "ai.onnx"):
-            reason = _unfit(node)
+            reason = unfit(node)
             if reason is None:
                 layers[node] = Layer(node)
             else:
@@ -134,7 +152,8 @@ def find_pairs(graph: ir.Graph, refuse: Refuse) -> list[Pair]:
     return pairs
 
 
-def _unfit(node: ir.Node) -> str | None:
+def unfit(node: ir.Node) -> str | None:
+    """Why a layer's weight and bias cannot be scaled, or None."""
     weight = constant(node.inputs[1])
     if weight is None or weight.dtype != np.float32:
         return "its weight is no float32 constant"
@@ -145,7 +164,7 @@ def _unfit(node: ir.Node) -> str | None:
     value = node.inputs[2] if len(node.inputs) > 2 else None
     if value is not None:
         bias = constant(value)
-        outputs = weight.shape[1 if node.op_type == "Gemm" and not number(node, "transB", 0) else 0]
+        outputs = weight.shape[1 if inputs_first(node) else 0]
         if bias is None or bias.dtype != np.float32:
             return "its bias is no float32 constant"
         if bias.shape not in ((outputs,), (1, outputs)):

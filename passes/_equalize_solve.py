@@ -30,10 +30,15 @@ def solved(pairs: Sequence[Pair]) -> list[Floats]:
             if layer.node not in sizes:
                 sizes[layer.node] = layer.magnitudes()
     totals = [np.ones(pair.first.outputs) for pair in pairs]
+    shifts = [pair.first.shifts(rectified=pair.rectified) for pair in pairs]
+    bounds = [float(shift.max(initial=0.0)) for shift in shifts]
     for _ in range(_SWEEPS):
         change = 0.0
-        for pair, total in zip(pairs, totals, strict=True):
+        for number, (pair, total) in enumerate(zip(pairs, totals, strict=True)):
             factor = _factor(sizes[pair.first.node], sizes[pair.second.node])
+            if bounds[number] > 0.0:
+                factor = np.maximum(factor, shifts[number] / bounds[number])
+                shifts[number] = shifts[number] / factor
             _divide_outputs(sizes, pair.first, factor)
             _multiply_inputs(sizes, pair.second, factor)
             total *= factor

@@ -7,8 +7,8 @@ of inputs, wanted outputs y, a scale s and integers q of a layer, the squared er
 
 over ``q = floor(w / s) + h`` with h of 0 or 1 for each weight: a quadratic problem in h for each
 output channel (Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization",
-arXiv:2004.10568, equations 11 to 13 and 20). As there, h is relaxed to a rectified sigmoid that a
-regularizer drives to 0 or 1 (equations 21 to 24, with Adam on G and C, so on all rows at once).
+arXiv:2004.10568, section 3). As there, h is relaxed to a rectified sigmoid that a
+regularizer drives to 0 or 1, here with Adam on G and C, so on all rows at once.
 Then single weights are flipped, in turn, as long as that makes the error less.
 """
 

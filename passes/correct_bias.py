@@ -6,7 +6,7 @@ the float model and xq of the quantized one,
     E[Wq xq] = E[W x] + d        b' = b - d
 
 (Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction",
-arXiv:1906.04721, sections 3.2 and 4.2; here with means over calibration data, their appendix D).
+arXiv:1906.04721, section 4.2; here with means over calibration data, their empirical variant).
 A depthwise filter averages few roundings, so its d is large.
 """
 

@@ -9,6 +9,11 @@ with r1_i = max |W1| of output channel i and r2_i = max |W2| of input channel i.
 sqrt(r1_i r2_i), so that one scale for a whole weight fits all of its channels (Nagel et al. 2019,
 "Data-Free Quantization Through Weight Equalization and Bias Correction", arXiv:1906.04721, section
 4.1). Pairs share layers, so they are done in turn until nothing moves.
+
+A channel with a small W1 and a large bias would become a large constant, and take the range of the
+activations from the others. The paper absorbs such constants into the next bias, which zero padding
+does not allow; here s_i is kept so large that no ``b1_i / s_i`` is above the largest b1 of before
+(of the positive ones, where a Relu follows).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Layer by layer, with the inputs that the layer gets in the quantized model and the outputs that it
 had in the float one (the asymmetric reconstruction of Nagel et al. 2020, "Up or Down? Adaptive
-Rounding for Post-Training Quantization", arXiv:2004.10568, section 3.3, without its activation
+Rounding for Post-Training Quantization", arXiv:2004.10568, section 3, without its activation
 function, so that the error stays quadratic). The algebra is in `_rounding`.
 """
 

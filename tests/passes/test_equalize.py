@@ -126,3 +126,19 @@ def test_a_dead_channel_keeps_its_factor() -> None:
     assert np.array_equal(one[1:3], first[1:3])
     assert np.array_equal(two[:, 1:3], second[:, 1:3])
     assert np.isclose(np.abs(one[0]).max(), np.abs(two[:, 0]).max(), rtol=1e-3)
+
+
+def test_a_constant_channel_does_not_take_the_range_of_the_activations() -> None:
+    b = GraphBuilder()
+    first = b.rng.normal(0, 0.2, (6, 3, 1, 1)).astype(np.float32)
+    first[2] *= 1e-5
+    shift = b.constant([0.1, -0.2, 0.5, 0.0, 0.3, -20.0])
+    h = b.node("Relu", b.node("Conv", b.input("image", ["batch", 3, 4, 4]), b.constant(first), shift))
+    b.node("Conv", h, b.weight(2, 6, 1, 1), to="map")
+    b.output("map", ["batch", 2, 4, 4])
+    result = run_pass(Equalize(), b.model())
+    assert isinstance(result.model, OnnxModel)
+    node = next(node for node in result.model.ir.graph if node.op_type == "Conv")
+    bias = node.inputs[2].const_value.numpy()  # type: ignore[union-attr]
+    assert bias[2] == np.float32(0.5)
+    assert bias.max() <= 0.5 + 1e-6
