@@ -8,28 +8,32 @@ from typing import TYPE_CHECKING
 
 from optimc.testing.calibrated import random_calibration, target_spec
 from optimc.testing.graphs import GraphBuilder
-from optimc.testing.quantizable import conv, depthwise, matmul, residual, transposed
+from optimc.testing.quantizable import depthwise, matmul, residual, transposed
 from optimc.testing.runs import run_pass
 
 if TYPE_CHECKING:
     from optimc.core.model import OnnxModel
 
 
-def depthwise_chain() -> OnnxModel:
-    """Depthwise and pointwise convolutions with ReLU, whose channels differ by up to 100 times."""
+def depthwise_chain(shift: float = 0.1) -> OnnxModel:
+    """Depthwise and pointwise convolutions with ReLU, whose channels differ by up to 100 times.
+
+    `shift` is the standard deviation of the biases.
+    """
     import numpy as np
 
     b = GraphBuilder()
-    h = b.node("Relu", conv(b, b.input("image", ["batch", 3, 8, 8]), 3, 8, pads=[1, 1, 1, 1]))
+    x, stem = b.input("image", ["batch", 3, 8, 8]), b.weight(8, 3, 3, 3, scale=0.2)
+    h = b.node("Relu", b.node("Conv", x, stem, b.weight(8, scale=shift), pads=[1, 1, 1, 1]))
     for inside, outside in ((8, 16), (16, 16)):
         spread = np.exp(b.rng.uniform(-2.3, 2.3, inside)).astype(np.float32)
         filters = b.rng.normal(0, 0.3, (inside, 1, 3, 3)).astype(np.float32)
         weight = b.constant(filters * spread[:, None, None, None])
-        bias = b.constant((b.rng.normal(0, 0.1, inside) * spread).astype(np.float32))
+        bias = b.constant((b.rng.normal(0, shift, inside) * spread).astype(np.float32))
         h = b.node("Relu", b.node("Conv", h, weight, bias, pads=[1, 1, 1, 1], group=inside))
         mix = b.rng.normal(0, 0.5 / inside**0.5, (outside, inside, 1, 1)).astype(np.float32)
         weight = b.constant(mix / spread[:, None, None])
-        h = b.node("Relu", b.node("Conv", h, weight, b.weight(outside, scale=0.1)))
+        h = b.node("Relu", b.node("Conv", h, weight, b.weight(outside, scale=shift)))
     h = b.node("Flatten", b.node("GlobalAveragePool", h), axis=1)
     b.node("Gemm", h, b.weight(20, 16, scale=0.3), b.weight(20), transB=1, to="logits")
     b.output("logits", ["batch", 20])
