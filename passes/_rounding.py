@@ -21,12 +21,14 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-_RIDGE = 1e-3
+_RIDGE = 1e-4
 """Share of G's mean diagonal that pulls towards the float weights: few samples leave G singular."""
 _ZETA, _GAMMA = 1.1, -0.1
 _WARM = 0.2
 """The share of the iterations without the regularizer."""
 _SWEEPS = 20
+_PAIR_WORK = 50_000_000
+"""Largest K * K * O * G for which two weights are turned at a time: seconds a sweep."""
 
 
 @dataclass(frozen=True)
@@ -106,26 +108,64 @@ def relaxed(problem: Problem, iterations: int) -> Floats:
 
 
 def polished(problem: Problem, integers: Floats) -> Floats:
-    """Flips weights between down and up, one of each output channel at a time, while that helps."""
-    low = np.floor(problem.weight / problem.scale)
-    high = np.clip(np.ceil(problem.weight / problem.scale), -problem.limit, problem.limit)
-    low = np.clip(low, -problem.limit, problem.limit)
-    integers = integers.copy()
-    slope = problem.gram @ (problem.scale * integers) - problem.cross
-    diagonal = np.diagonal(problem.gram, axis1=1, axis2=2)
-    for _ in range(_SWEEPS):
-        flips = 0
+    """Turns weights between down and up, one or two of each output channel at a time, while that
+    makes the error less.
+
+    Two at a time find what no single one does, but only where the layer is small enough.
+    """
+    search = _Search(problem, integers)
+    pairs = integers.size * integers.shape[1] <= _PAIR_WORK
+    for sweep in range(_SWEEPS):
+        turned = 0
         for k in range(integers.shape[1]):
-            other = low[:, k] + high[:, k] - integers[:, k]
-            move = (other - integers[:, k]) * problem.scale[:, k]
-            gain = move * (2 * slope[:, k] + move * diagonal[:, k, None])
-            better = gain < 0
-            if not better.any():
-                continue
-            flips += int(better.sum())
-            move = np.where(better, move, 0.0)
-            integers[:, k] = np.where(better, other, integers[:, k])
-            slope += problem.gram[:, :, k, None] * move[:, None, :]
-        if not flips:
+            turned += search.turn(k)
+            if pairs and sweep > 0:
+                turned += search.turn_with_partner(k)
+        if not turned and sweep > 0:
             break
-    return integers
+    return search.integers
+
+
+class _Search:
+    """Integers on their way to a lower error; `slope` is ``G s q - C``, kept up to date."""
+
+    def __init__(self, problem: Problem, integers: Floats) -> None:
+        self._gram, self._scale = problem.gram, problem.scale
+        self._diagonal = np.diagonal(problem.gram, axis1=1, axis2=2)[:, :, None]
+        ratio = problem.weight / problem.scale
+        low, high = np.floor(ratio), np.ceil(ratio)
+        self._both = low.clip(-problem.limit, problem.limit) + high.clip(
+            -problem.limit, problem.limit
+        )
+        self._slope = problem.gram @ (problem.scale * integers) - problem.cross
+        self._noise = 1e-12 * float(np.abs(problem.error(integers)).max(initial=0.0))
+        self.integers = integers.copy()
+
+    def turn(self, k: int) -> int:
+        """Turns weight `k` in the channels where that helps; how many these are."""
+        step = self._both[:, k] - 2 * self.integers[:, k]
+        move = step * self._scale[:, k]
+        gain = move * (2 * self._slope[:, k] + move * self._diagonal[:, k])
+        better = gain < -self._noise
+        if better.any():
+            self.integers[:, k] += np.where(better, step, 0.0)
+            self._slope += self._gram[:, :, k, None] * np.where(better, move, 0.0)[:, None]
+        return int(better.sum())
+
+    def turn_with_partner(self, k: int) -> int:
+        """Turns weight `k` together with the best other one, in the channels where that helps."""
+        steps = self._both - 2 * self.integers
+        moves = steps * self._scale
+        gains = moves * (2 * self._slope + moves * self._diagonal)
+        gains += 2 * self._gram[:, :, k, None] * moves * moves[:, k, None]
+        alone = gains[:, k] - 2 * self._diagonal[:, k] * moves[:, k] ** 2
+        gains[:, k] = np.inf
+        partner = gains.argmin(axis=1)
+        better = alone + gains.min(axis=1) < -self._noise
+        for group, output in np.argwhere(better):
+            for index in (k, int(partner[group, output])):
+                self.integers[group, index, output] += steps[group, index, output]
+                self._slope[group, :, output] += (
+                    self._gram[group, :, index] * moves[group, index, output]
+                )
+        return int(better.sum())

@@ -7,7 +7,7 @@ channel to channel: hard for one scale a tensor (Nagel et al. 2019, arXiv:1906.0
 the MobileNet paper asks for (section 3.2 there), depthwise filters get no weight decay, nor does
 BatchNormalization: channels whose input is always zero then keep scales of 1 / sqrt(epsilon).
 
-    python bench/depthwise/train.py --data TRAIN.npz --out FOLDER [--epochs 9] [--minutes 14]
+    python bench/depthwise/train.py --data TRAIN.npz --out FOLDER [--epochs 5] [--minutes 14]
 
 Stops after `--minutes` and goes on from its checkpoint when it is called again. Writes
 `depthwise.safetensors` (float16) and `depthwise.onnx` when all epochs are done. Seeded, one thread.
@@ -152,7 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="jpeg, offsets, labels (npz)")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=9)
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--weight-decay", type=float, default=5e-4)
     parser.add_argument("--minutes", type=float, default=14.0)

@@ -13,8 +13,11 @@ from optimc.core.model import OnnxModel
 from optimc.core.passes import Calibration
 from optimc.passes._rounding import Problem, fitted
 from optimc.passes.fit_rounding import FitRounding
+from optimc.passes.quantize_int8 import QuantizeInt8
+from optimc.targets.quantization_specs import openvino_cpu
 from optimc.testing import PassContract
-from optimc.testing.calibrated import random_calibration
+from optimc.testing.calibrated import random_calibration, target_spec
+from optimc.testing.quantizable import transposed
 from optimc.testing.recoverable import depthwise_chain, origin_of, quantized, quantized_models
 from optimc.testing.runs import run_model, run_pass, seeded_feeds
 
@@ -105,10 +108,12 @@ def test_when_the_time_is_up_the_layers_left_are_named() -> None:
 
 
 def test_a_transposed_convolution_is_refused() -> None:
-    model = quantized_models()["transposed"]
-    result = run_pass(
-        FLIPS, model, calibration=random_calibration(model), quantized_from=origin_of(model)
-    )
+    origin = transposed()
+    calibration = random_calibration(origin)
+    spec = target_spec(openvino_cpu({"avx512_vnni"}))
+    model = run_pass(QuantizeInt8(), origin, spec=spec, calibration=calibration).model
+    assert isinstance(model, OnnxModel)
+    result = run_pass(FLIPS, model, calibration=calibration, quantized_from=origin)
     reasons = [refusal.reason for refusal in result.refusals]
     assert any("ConvTranspose adds windows up" in reason for reason in reasons)
 

@@ -6,6 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from optimc.core.errors import InputError
 from optimc.pipeline.build import Build, BuildOptions
 from optimc.pipeline.observer import Silent
 from optimc.pipeline.recipe import load_recipe
@@ -34,9 +37,8 @@ def _built(tmp_path: Path, repository: Path, text: str) -> Any:
 
 
 def test_recovery_reads_the_float_model_and_is_remembered(
-    tmp_path: Path, repository: Path, monkeypatch: Any
+    tmp_path: Path, repository: Path
 ) -> None:
-    monkeypatch.setenv("OPTIMC_CACHE", str(tmp_path / "cache"))
     first = _built(tmp_path, repository, RECIPE)
     assert first.status == "built", first.reason
     rounding, bias = first.passes[-2:]
@@ -50,11 +52,14 @@ def test_recovery_reads_the_float_model_and_is_remembered(
     assert [one.cache for one in other.passes[-3:]] == ["miss"] * 3
 
 
-def test_before_quantize_int8_they_name_their_place(tmp_path: Path, repository: Path) -> None:
-    for name in ("fit_rounding", "correct_bias"):
-        text = RECIPE[: RECIPE.index("    - simplify")] + f"    - {name}\n    - quantize_int8\n"
-        text += "targets: {ort: {runtime: onnxruntime, threads: 1}}\n"
-        cell = _built(tmp_path, repository, text)
-        assert cell.status == "failed"
-        assert "no pass before it quantized one" in cell.reason
-        assert f"put {name} behind quantize_int8" in cell.reason
+@pytest.mark.parametrize("name", ["fit_rounding", "correct_bias"])
+def test_before_quantize_int8_they_name_their_place(
+    tmp_path: Path, repository: Path, name: str
+) -> None:
+    text = RECIPE[: RECIPE.index("    - simplify")] + f"    - {name}\n    - quantize_int8\n"
+    text += "targets: {ort: {runtime: onnxruntime, threads: 1}}\n"
+    with pytest.raises(InputError) as caught:
+        _built(tmp_path, repository, text)
+    assert "no pass before it quantizes one" in caught.value.what
+    assert caught.value.where == "variants.recovered"
+    assert caught.value.fix == f"put {name} behind quantize_int8"
