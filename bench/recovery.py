@@ -131,9 +131,7 @@ def quantized(row: Row, fused: OnnxModel, calibration: ActivationCalibration) ->
     spec = target(per_channel=row.per_channel)
     result: Any = run_pass(plain, model, spec=spec, calibration=calibration).model
     for pass_ in row.behind:
-        result = run_pass(
-            pass_, result, calibration=calibration, quantized_from=model
-        ).model
+        result = run_pass(pass_, result, calibration=calibration, quantized_from=model).model
     return result  # type: ignore[no-any-return]
 
 

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 
-
 class Reducer(Protocol):
     """Sums over samples."""
 

@@ -1,8 +1,8 @@
 """Sums over the values of models, streamed over the calibration samples in one worker.
 
-What needs more of a value than its range (a mean for each channel, the products of a layer's inputs)
-asks for it here, as plain data: which values of which models, and what to make of them. Models run
-side by side on the same samples. Each is cut down to what computes the values that are asked for.
+What needs more of a value than its range (a mean for each channel, the products of a layer's
+inputs) asks for it here, as plain data: which values of which models, and what to make of them.
+Models run side by side on the same samples, each cut down to what computes those values.
 """
 
 from __future__ import annotations
@@ -66,9 +66,7 @@ class ValueReader:
         self._dataset = dataset
         self._samples = samples
         self._chunk_bytes = chunk_bytes
-        self._worker = Worker(
-            service, name="calibration", limits=limits, environment=_ONE_THREAD
-        )
+        self._worker = Worker(service, name="calibration", limits=limits, environment=_ONE_THREAD)
 
     def __enter__(self) -> Self:
         return self

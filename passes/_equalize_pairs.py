@@ -175,7 +175,7 @@ def unfit(node: ir.Node) -> str | None:
 def _follow(
     node: ir.Node, layers: dict[ir.Node, Layer]
 ) -> tuple[Layer, tuple[ir.Value, ...]] | str:
-    """The layer that alone reads this one's result, with the values between; or why there is none."""
+    """The layer that alone reads this one's result, with the values between; or why none does."""
     value, between = node.outputs[0], []
     while True:
         uses = tuple(value.uses())

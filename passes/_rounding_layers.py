@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from optimc.passes._quantize_graph import number
 from optimc.passes._quantize_units import constant
+from optimc.passes._quantize_weights import FULL_RANGE, REDUCED_RANGE
 from optimc.passes._recovery_layers import (
     QuantizedLayer,
     dequantizer,
@@ -19,7 +20,6 @@ from optimc.passes._recovery_layers import (
     replace_input,
     scale_of,
 )
-from optimc.passes._quantize_weights import FULL_RANGE, REDUCED_RANGE
 
 Floats = NDArray[np.float64]
 

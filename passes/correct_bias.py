@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from optimc.core.model import OnnxModel, Model
+    from optimc.core.model import Model, OnnxModel
     from optimc.core.passes import ValueReader
     from optimc.passes._recovery_layers import QuantizedLayer
 

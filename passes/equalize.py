@@ -1,14 +1,14 @@
 """Cross-layer equalization of weight ranges.
 
-Where f(s x) = s f(x) for s > 0 between two layers, as for Relu, a channel can be made smaller in the
-first and larger in the second with the same result:
+Where f(s x) = s f(x) for s > 0 between two layers, as for Relu, a channel can be made smaller in
+the first and larger in the second with the same result:
 
     W2 f(W1 x + b1) = (W2 S) f(S^-1 W1 x + S^-1 b1),    S = diag(s),  s_i = sqrt(r1_i / r2_i)
 
-with r1_i = max |W1| of output channel i and r2_i = max |W2| of input channel i. Both ranges are then
-sqrt(r1_i r2_i), so that one scale for a whole weight fits all of its channels (Nagel et al. 2019,
-"Data-Free Quantization Through Weight Equalization and Bias Correction", arXiv:1906.04721, section
-4.1). Pairs share layers, so they are done in turn until nothing moves.
+with r1_i = max |W1| of output channel i and r2_i = max |W2| of input channel i. Both ranges are
+then sqrt(r1_i r2_i), so that one scale for a whole weight fits all of its channels (Nagel et al.
+2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", arXiv:1906.04721,
+section 4.1). Pairs share layers, so they are done in turn until nothing moves.
 
 A channel with a small W1 and a large bias would become a large constant, and take the range of the
 activations from the others. The paper absorbs such constants into the next bias, which zero padding

@@ -4,7 +4,8 @@
 
 over input channels k, with the maxima of the activations from calibration data (Xiao et al. 2022,
 "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models",
-arXiv:2211.10438, equation 4). S^-1 goes into the scale and the bias of the normalization that makes X.
+arXiv:2211.10438, equation 4). S^-1 goes into the scale and the bias of the normalization that makes
+X.
 
 With `alpha: auto` each group takes the alpha whose expected squared error of Y is least. A rounding
 to steps of d has the variance d^2 / 12 (Bennett 1948), so with one step dx for all of X S^-1 and

@@ -97,9 +97,7 @@ def test_layers_without_a_bias_are_refused() -> None:
         PASS, model, calibration=random_calibration(model), quantized_from=origin_of(model)
     )
     assert not result.modified
-    assert {refusal.reason for refusal in result.refusals} == {
-        "it has no constant bias to correct"
-    }
+    assert {refusal.reason for refusal in result.refusals} == {"it has no constant bias to correct"}
 
 
 def test_samples_is_at_least_one() -> None:

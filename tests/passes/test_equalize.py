@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -33,7 +34,7 @@ def test_both_sides_of_each_pair_get_equal_ranges() -> None:
     assert isinstance(result.model, OnnxModel)
     assert len(result.rewrites) == 5
     weights = _weights(result.model)
-    for first, second in zip(weights, weights[1:], strict=False):
+    for first, second in itertools.pairwise(weights):
         outputs = np.abs(first).reshape(len(first), -1).max(1)
         depthwise = second.shape[1] == 1
         inputs = np.abs(second.reshape(len(second), second.shape[1], -1)).max(2)
@@ -133,7 +134,9 @@ def test_a_constant_channel_does_not_take_the_range_of_the_activations() -> None
     first = b.rng.normal(0, 0.2, (6, 3, 1, 1)).astype(np.float32)
     first[2] *= 1e-5
     shift = b.constant([0.1, -0.2, 0.5, 0.0, 0.3, -20.0])
-    h = b.node("Relu", b.node("Conv", b.input("image", ["batch", 3, 4, 4]), b.constant(first), shift))
+    h = b.node(
+        "Relu", b.node("Conv", b.input("image", ["batch", 3, 4, 4]), b.constant(first), shift)
+    )
     b.node("Conv", h, b.weight(2, 6, 1, 1), to="map")
     b.output("map", ["batch", 2, 4, 4])
     result = run_pass(Equalize(), b.model())

@@ -50,7 +50,9 @@ def test_outputs_get_nearer_to_the_float_model(iterations: int) -> None:
     assert isinstance(result.model, OnnxModel)
     assert float(result.stats["gain_db"]) > 1.0
     feeds = seeded_feeds(model, sizes=(400,), seed=1)  # not the samples of the calibration
-    wanted, plain, better = (run_model(m, feeds)[0]["logits"] for m in (model, before, result.model))
+    wanted, plain, better = (
+        run_model(m, feeds)[0]["logits"] for m in (model, before, result.model)
+    )
     assert np.square(better - wanted).mean() < 0.5 * np.square(plain - wanted).mean()
 
 

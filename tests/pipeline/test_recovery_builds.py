@@ -36,9 +36,7 @@ def _built(tmp_path: Path, repository: Path, text: str) -> Any:
     return Build(load_recipe(tmp_path / "recipe.yaml"), options, Silent()).run().results[0]
 
 
-def test_recovery_reads_the_float_model_and_is_remembered(
-    tmp_path: Path, repository: Path
-) -> None:
+def test_recovery_reads_the_float_model_and_is_remembered(tmp_path: Path, repository: Path) -> None:
     first = _built(tmp_path, repository, RECIPE)
     assert first.status == "built", first.reason
     rounding, bias = first.passes[-2:]
