@@ -103,8 +103,10 @@ class ValueReader:
         with tempfile.TemporaryDirectory(prefix="optimc-values-") as folder:
             paths = {}
             for key, model in models.items():
-                paths[key] = str(Path(folder) / f"{key}.onnx")
-                _cut(model, wanted[key]).write_onnx(Path(paths[key]))
+                cut = _cut(model, wanted[key])
+                if cut is not None:
+                    paths[key] = str(Path(folder) / f"{key}.onnx")
+                    cut.write_onnx(Path(paths[key]))
             self._worker.call("open", paths=paths, wanted=wanted, reductions=plans)
             self._stream(fixed_batch(next(iter(models.values())).signature))
         arrays = self._worker.call("results").arrays if fetch else {}
@@ -145,8 +147,9 @@ class ValueReader:
             )
 
 
-def _cut(model: OnnxModel, values: Sequence[str]) -> OnnxModel:
-    """A copy that computes `values` (of the main graph) and nothing else."""
+def _cut(model: OnnxModel, values: Sequence[str]) -> OnnxModel | None:
+    """A copy that computes `values` (of the main graph) and nothing else; None where all of them
+    are inputs."""
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     clone = model.clone()
@@ -154,5 +157,7 @@ def _cut(model: OnnxModel, values: Sequence[str]) -> OnnxModel:
     named = {v.name: v for node in graph for v in node.outputs}
     graph.outputs.clear()
     graph.outputs.extend(named[name] for name in values if name in named)
+    if not graph.outputs:
+        return None
     RemoveUnusedNodesPass()(clone.ir)
     return clone.sealed()

@@ -38,8 +38,7 @@ class ValuesService:
         """Makes a session of each model and a reducer of each reduction."""
         self._sessions = {}  # the old ones' memory goes before the new ones' comes
         for key, path in paths.items():
-            if wanted[key]:
-                self._sessions[key] = reference_session(Path(path))
+            self._sessions[key] = reference_session(Path(path))
         self._wanted = {key: list(names) for key, names in wanted.items()}
         self._reducers = {
             key: (KINDS[plan["kind"]](**plan["options"]), [(k, v) for k, v in plan["values"]])
@@ -71,13 +70,12 @@ class ValuesService:
         return self._reducers[key][0].arrays()
 
     def _values(self, feeds: Arrays, first: int) -> dict[tuple[str, str], NDArray[Any]]:
-        values: dict[tuple[str, str], NDArray[Any]] = {}
+        values = {(key, n): feeds[n] for key in self._wanted for n in self._inputs(key, feeds)}
         for key, session in self._sessions.items():
-            known = {output.name for output in session.get_outputs()}
-            names = [name for name in self._wanted[key] if name in known]
+            names = [name for name in self._wanted[key] if (key, name) not in values]
             taken = {entry.name: feeds[entry.name] for entry in session.get_inputs()}
             try:
-                outputs = session.run(names, taken) if names else []
+                outputs = session.run(names, taken)
             except Exception as error:
                 if "Failed to allocate memory" in str(error) or "bad_alloc" in str(error):
                     raise  # the worker turns it into its own error
@@ -87,5 +85,8 @@ class ValuesService:
                     fix="look at that sample: ids out of range, or a shape the model does not take",
                 ) from error
             values |= {(key, n): v for n, v in zip(names, outputs, strict=True)}
-            values |= {(key, n): feeds[n] for n in self._wanted[key] if n not in known}
         return values
+
+    def _inputs(self, key: str, feeds: Arrays) -> list[str]:
+        """The wanted values of a model that are its inputs."""
+        return [name for name in self._wanted[key] if name in feeds]
