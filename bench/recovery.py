@@ -1,13 +1,15 @@
 """What each recovery pass gives back of the accuracy that INT8 takes from a depthwise network.
 
-    python bench/recovery.py [--take 1000] [--out results.json]
+    python bench/recovery.py [--spread 4] [--rows 0 1] [--out results.json]
 
 The network (`bench/depthwise/train.py`, its weights beside it) is quantized with one scale for each
 weight tensor and min-max ranges, which is plain post-training quantization, and then with each of
 the recovery passes and all of them. The rows with one scale for each channel are what the placement
 for ONNX Runtime does by itself. Calibration sees 500 training images, nothing sees the evaluation
-images before the end. Prints top-1 on all evaluation images, and the drop with its 95 % interval on
-the same images (Tango). Needs the shared data (``../shared``, or `OPTIMC_SHARED`).
+images before the end. With `--spread S` each channel between two layers is first divided by a
+factor from 1/S to S (log-uniform, seeded) and multiplied back in the next layer: the same function
+with uneven channels, the inverse of what equalization does. Prints top-1 on all evaluation images,
+and the drop with its 95 % interval on the same images (Tango). Needs the shared data (``../shared``, or `OPTIMC_SHARED`).
 """
 
 from __future__ import annotations
@@ -81,11 +83,27 @@ ROWS = (
 )
 
 
-def network(weights: Path) -> OnnxModel:
+def spread_out(tensors: dict[str, Floats], spread: float) -> None:
+    """Divides the channels between two layers by factors from ``1 / spread`` to `spread`."""
+    rng = np.random.default_rng(0)
+    for index in range(2 * len(STAGES)):
+        norm, conv = f"features.{index}.1", f"features.{index + 1}.0.weight"
+        size = len(tensors[f"{norm}.weight"])
+        factors = np.exp(rng.uniform(-1, 1, size) * np.log(spread)).astype(np.float32)
+        for name in (f"{norm}.weight", f"{norm}.bias"):
+            tensors[name] = tensors[name] / factors
+        # A depthwise filter stands as [channels, 1, 3, 3], a pointwise one as [outputs, channels].
+        axis = 0 if tensors[conv].shape[1] == 1 else 1
+        tensors[conv] = tensors[conv] * factors.reshape([-1 if i == axis else 1 for i in range(4)])
+
+
+def network(weights: Path, spread: float) -> OnnxModel:
     """The trained network as an exporter writes it: convolutions and BatchNormalization."""
     from safetensors.numpy import load_file
 
     tensors = {name: t.astype(np.float32) for name, t in load_file(weights).items()}
+    if spread > 1.0:
+        spread_out(tensors, spread)
     b = GraphBuilder()
     h = b.input("input", ["batch", 3, 32, 32])
     layers = [(3, 1)]
@@ -181,6 +199,7 @@ def main() -> int:
     """Runs the comparison; 0 where it ran, 2 where something is missing."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--take", type=int, default=None, help="evaluation images, all by default")
+    parser.add_argument("--spread", type=float, default=1.0, help="how uneven channels are made")
     parser.add_argument("--rows", nargs="+", default=None, help="numbers of rows, from 0")
     parser.add_argument("--out", type=Path, default=None, help="a JSON file for the figures")
     arguments = parser.parse_args()
@@ -191,7 +210,7 @@ def main() -> int:
         return 2
     evaluation = opened(shared, "cifar10_eval.npz", arguments.take)
     labels = np.concatenate([np.asarray(b.labels) for b in evaluation.batches(500)])
-    source = network(root / "depthwise" / "depthwise.safetensors")
+    source = network(root / "depthwise" / "depthwise.safetensors", arguments.spread)
     chosen = ROWS if arguments.rows is None else [ROWS[int(number)] for number in arguments.rows]
     table = {}
     with tempfile.TemporaryDirectory(prefix="optimc-bench-") as name:

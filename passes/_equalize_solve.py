@@ -18,6 +18,8 @@ Floats = NDArray[np.float64]
 _SWEEPS = 200
 _CLOSE = 1e-5
 """Sweeps end when no factor changes by more than this share."""
+_LARGE_SHIFT = 4.0
+"""A bias counts as large where it is so many times what is usual for the channel's weights."""
 _LEAST_RANGE = 1e-9
 """Channels below this share of their layer's range are dead: a factor could only overflow."""
 
@@ -31,14 +33,12 @@ def solved(pairs: Sequence[Pair]) -> list[Floats]:
                 sizes[layer.node] = layer.magnitudes()
     totals = [np.ones(pair.first.outputs) for pair in pairs]
     shifts = [pair.first.shifts(rectified=pair.rectified) for pair in pairs]
-    bounds = [float(shift.max(initial=0.0)) for shift in shifts]
     for _ in range(_SWEEPS):
         change = 0.0
         for number, (pair, total) in enumerate(zip(pairs, totals, strict=True)):
-            factor = _factor(sizes[pair.first.node], sizes[pair.second.node])
-            if bounds[number] > 0.0:
-                factor = np.maximum(factor, shifts[number] / bounds[number])
-                shifts[number] = shifts[number] / factor
+            first, second = sizes[pair.first.node], sizes[pair.second.node]
+            factor = _factor(_reach(first, shifts[number]), second.max(axis=1, initial=0.0))
+            shifts[number] = shifts[number] / factor
             _divide_outputs(sizes, pair.first, factor)
             _multiply_inputs(sizes, pair.second, factor)
             total *= factor
@@ -48,9 +48,22 @@ def solved(pairs: Sequence[Pair]) -> list[Floats]:
     return totals
 
 
-def _factor(first: Floats, second: Floats) -> Floats:
-    one = first.max(axis=2, initial=0.0).reshape(-1)
-    two = second.max(axis=1, initial=0.0).reshape(-1)
+def _reach(size: Floats, shift: Floats) -> Floats:
+    """The range of each output channel [outputs]: its weights', or more where the bias is large.
+
+    How large is said by the other channels' ratios of bias and weights, which no factor changes.
+    """
+    weights = size.max(axis=2, initial=0.0).reshape(-1)
+    alive = (weights > _LEAST_RANGE * weights.max(initial=0.0)) & (shift > 0.0)
+    if not alive.any():
+        return weights
+    usual = float(np.median(shift[alive] / weights[alive]))
+    return np.maximum(weights, shift / (_LARGE_SHIFT * usual))
+
+
+def _factor(one: Floats, two: Floats) -> Floats:
+    """sqrt(one / two) for each channel; 1 where one of them is dead."""
+    two = two.reshape(-1)
     alive = (one > _LEAST_RANGE * one.max(initial=0.0)) & (two > _LEAST_RANGE * two.max(initial=0))
     ratio = np.divide(one, two, out=np.ones_like(one), where=alive)
     factor: Floats = np.sqrt(ratio)

@@ -12,8 +12,8 @@ section 4.1). Pairs share layers, so they are done in turn until nothing moves.
 
 A channel with a small W1 and a large bias would become a large constant, and take the range of the
 activations from the others. The paper absorbs such constants into the next bias, which zero padding
-does not allow; here s_i is kept so large that no ``b1_i / s_i`` is above the largest b1 of before
-(of the positive ones, where a Relu follows).
+does not allow; here r1_i is the larger of max |W1| and b1_i / (4 m), where m is the median of
+b1 / max |W1| over the channels (where a Relu follows, of the positive biases alone).
 """
 
 from __future__ import annotations

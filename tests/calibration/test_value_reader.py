@@ -67,7 +67,12 @@ def test_two_models_are_read_side_by_side() -> None:
         "products",
         [("one", "image"), ("two", "inner")],
         {
-            "window": {"kernel_shape": [3, 3], "pads": [1] * 4, "strides": [1, 1], "dilations": [1, 1]},
+            "window": {
+                "kernel_shape": [3, 3],
+                "pads": [1] * 4,
+                "strides": [1, 1],
+                "dilations": [1, 1],
+            },
             "positions": 1000,
         },
     )
