@@ -9,7 +9,8 @@ for ONNX Runtime does by itself. Calibration sees 500 training images, nothing s
 images before the end. With `--spread S` each channel between two layers is first divided by a
 factor from 1/S to S (log-uniform, seeded) and multiplied back in the next layer: the same function
 with uneven channels, the inverse of what equalization does. Prints top-1 on all evaluation images,
-and the drop with its 95 % interval on the same images (Tango). Needs the shared data (``../shared``, or `OPTIMC_SHARED`).
+and the drop with its 95 % interval on the same images (Tango). Needs the shared data
+(``../shared``, or `OPTIMC_SHARED`).
 """
 
 from __future__ import annotations
