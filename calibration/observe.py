@@ -94,10 +94,9 @@ class ActivationCalibration:
 
     def reader(self, samples: int | None = None, service: str | None = None) -> ValueReader:
         """Sums over values of any model, streamed over the first `samples` in a worker."""
-        from optimc.calibration.values import ValueReader
+        from optimc.calibration.values import SERVICE, ValueReader
 
-        more = {} if service is None else {"service": service}
-        return ValueReader(self._dataset, self._limits, samples, **more)
+        return ValueReader(self._dataset, self._limits, samples, service or SERVICE)
 
     @cached_property
     def _source_values(self) -> dict[str, str]:

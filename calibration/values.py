@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 256 << 20
 """Bytes of values that one run may give, where more than one sample is run at a time."""
 
-_SERVICE = "optimc.calibration.values_service:ValuesService"
+SERVICE = "optimc.calibration.values_service:ValuesService"
+"""What runs in the worker where a pass brings no service of its own."""
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 """Sums come out the same whatever the number of cores is."""
 
@@ -60,7 +61,7 @@ class ValueReader:
         dataset: Dataset,
         limits: Limits,
         samples: int | None = None,
-        service: str = _SERVICE,
+        service: str = SERVICE,
         chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
         self._dataset = dataset

@@ -9,7 +9,7 @@ over ``q = floor(w / s) + h`` with h of 0 or 1 for each weight: a quadratic prob
 output channel (Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization",
 arXiv:2004.10568, section 3). As there, h is relaxed to a rectified sigmoid that a
 regularizer drives to 0 or 1, here with Adam on G and C, so on all rows at once.
-Then single weights are flipped, in turn, as long as that makes the error less.
+Then weights are turned, one or two at a time, as long as that makes the error less.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ _ZETA, _GAMMA = 1.1, -0.1
 _WARM = 0.2
 """The share of the iterations without the regularizer."""
 _SWEEPS = 20
+_RELAX_WORK = 10**12
+"""Largest G * K * K * O * iterations for which the relaxation is tried: about two minutes."""
 _PAIR_WORK = 50_000_000
 """Largest K * K * O * G for which two weights are turned at a time: seconds a sweep."""
 
@@ -69,7 +71,7 @@ def fitted(problem: Problem, iterations: int) -> Floats:
     ridged = problem.ridged()
     nearest = problem.nearest()
     best = polished(ridged, nearest)
-    if iterations:
+    if iterations and ridged.gram.size * nearest.shape[2] * iterations <= _RELAX_WORK:
         other = polished(ridged, relaxed(ridged, iterations))
         better = ridged.error(other) < ridged.error(best)
         best = np.where(better[:, None, :], other, best)

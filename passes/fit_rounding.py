@@ -47,7 +47,8 @@ class FitRounding(Pass):
     positions: Annotated[int, Field(ge=1)] = 64
     """How many rows of a layer's output (pixels, tokens) each sample gives at most, by chance."""
     iterations: Annotated[int, Field(ge=0, le=100_000)] = 500
-    """Steps of the continuous relaxation; with 0 there are only single flips, which is faster."""
+    """Steps of the continuous relaxation. With 0, and in layers where it would take minutes,
+    weights are only turned one or two at a time."""
     at_most: Annotated[float, Field(gt=0)] = 900.0
     """Seconds after which no further layer is begun: those left stay as they are, and the report
     lists them. Where that happens, a slower machine gives another result."""

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -130,9 +131,14 @@ class RewriteLog:
 class ValueReader(Protocol):
     """Sums over values of models on the calibration samples; `optimc.calibration.values`."""
 
-    def __enter__(self) -> ValueReader: ...
+    def __enter__(self) -> Self: ...
 
-    def __exit__(self, *about: Any) -> None: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
 
     def reduce(
         self,
