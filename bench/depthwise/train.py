@@ -1,17 +1,14 @@
-"""Trains the depthwise network of `bench/recovery.py` on CIFAR-10 and exports it to ONNX.
+"""Trains the depthwise network of `bench/recovery.py` on CIFAR-10.
 
 A small MobileNet (Howard et al. 2017, arXiv:1704.04861) for 32x32 images: a 3x3 convolution, then
 depthwise 3x3 and pointwise 1x1 convolutions, each with BatchNormalization and ReLU. Its depthwise
 filters have few weights each, so that their folded BatchNormalization scales differ much from
-channel to channel: hard for one scale a tensor (Nagel et al. 2019, arXiv:1906.04721, figure 2). The
-last epochs add the penalty of network slimming (Liu et al. 2017, arXiv:1708.06519), an L1 norm of
-the BatchNormalization scales, as is done before channels are pruned. It makes some channels nearly
-constant, which is what quantizing MobileNets meets in the wild.
+channel to channel: hard for one scale a tensor (Nagel et al. 2019, arXiv:1906.04721, figure 2).
 
-    python bench/depthwise/train.py --data TRAIN.npz --out FOLDER [--epochs 12] [--sparse-epochs 3]
+    python bench/depthwise/train.py --data TRAIN.npz --out FOLDER [--epochs 12] [--minutes 14]
 
 Stops after `--minutes` and goes on from its checkpoint when it is called again. Writes
-`depthwise.safetensors` (float16) and `depthwise.onnx` when all epochs are done. Seeded, one thread.
+`depthwise.safetensors` (float16) when all epochs are done. Seeded, one thread.
 """
 
 from __future__ import annotations
@@ -107,10 +104,7 @@ def train(arguments: argparse.Namespace) -> nn.Module | None:
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         first = state["epoch"]
-    scales = [m.weight for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    epochs = arguments.epochs + arguments.sparse_epochs
-    for epoch in range(first, epochs):
-        sparse = epoch >= arguments.epochs
+    for epoch in range(first, arguments.epochs):
         began, total = time.monotonic(), 0.0
         generator = torch.Generator().manual_seed(epoch)
         order = torch.randperm(len(labels), generator=generator).numpy()
@@ -122,14 +116,8 @@ def train(arguments: argparse.Namespace) -> nn.Module | None:
             loss = nn.functional.cross_entropy(logits, torch.from_numpy(labels[index]))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            if sparse:
-                done = (epoch - arguments.epochs + step / steps) / arguments.sparse_epochs
-                optimizer.param_groups[0].update(lr=0.05 * (1 - done), momentum=0.9)
-                for scale in scales:
-                    scale.grad += arguments.sparsity * scale.detach().sign()
             optimizer.step()
-            if not sparse:
-                schedule.step()
+            schedule.step()
             total += loss.item()
         seconds = time.monotonic() - began
         print(f"epoch {epoch + 1}: loss {total / steps:.4f}, {seconds:.0f} s", flush=True)
@@ -138,7 +126,7 @@ def train(arguments: argparse.Namespace) -> nn.Module | None:
         torch.save({**state, "epoch": epoch + 1}, checkpoint.with_suffix(".tmp"))
         checkpoint.with_suffix(".tmp").rename(checkpoint)
         left = arguments.minutes * 60 - (time.monotonic() - start)
-        if left < 1.2 * seconds and epoch + 1 < epochs:
+        if left < 1.2 * seconds and epoch + 1 < arguments.epochs:
             print("stopped: call it again to go on", flush=True)
             return None
     return model
@@ -150,8 +138,6 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="jpeg, offsets, labels (npz)")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--sparse-epochs", type=int, default=3)
-    parser.add_argument("--sparsity", type=float, default=1e-3, help="weight of the L1 norm")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--weight-decay", type=float, default=5e-4)
     parser.add_argument("--minutes", type=float, default=14.0)
