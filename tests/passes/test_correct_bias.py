@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import onnx_ir
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 
 from optimc.core.errors import PreconditionError
 from optimc.core.model import OnnxModel
-from optimc.core.passes import Calibration
+from optimc.core.passes import Calibration, PassContext, RewriteLog, UndeclaredInputError
 from optimc.passes.correct_bias import CorrectBias
 from optimc.passes.quantize_int8 import QuantizeInt8
 from optimc.targets.quantization_specs import tensorrt
@@ -103,3 +104,9 @@ def test_layers_without_a_bias_are_refused() -> None:
 def test_samples_is_at_least_one() -> None:
     with pytest.raises(ValidationError, match="samples"):
         CorrectBias(samples=0)
+
+
+def test_only_passes_that_declare_it_see_the_float_model(tmp_path: Path) -> None:
+    context = PassContext(frozenset(), RewriteLog(), 0, tmp_path, quantized_from=depthwise_chain())
+    with pytest.raises(UndeclaredInputError, match="FLOAT"):
+        _ = context.float_model
