@@ -65,7 +65,8 @@ class Layer:
         """max |W| over space: [groups, outputs / groups, inputs / groups]."""
         weight = np.abs(self.weight.T if self._transposed else self.weight).astype(np.float64)
         flat = weight.reshape(*weight.shape[:2], -1).max(axis=2)
-        return flat.reshape(self.groups, -1, flat.shape[1])
+        split: Floats = flat.reshape(self.groups, -1, flat.shape[1])
+        return split
 
     def shifts(self, *, rectified: bool) -> Floats:
         """What the bias adds to each output [outputs], as far as a Relu lets it through."""
@@ -82,7 +83,7 @@ class Layer:
         self._store(1, weight / shaped)
         bias = constant(self.node.inputs[2]) if len(self.node.inputs) > 2 else None
         if bias is not None:
-            self._store(2, bias / scale)
+            self._store(2, bias.astype(np.float64) / scale)
 
     def multiply_inputs(self, scale: Floats) -> None:
         """Multiplies input channels of the weight by `scale` [inputs]."""

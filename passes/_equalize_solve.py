@@ -53,12 +53,13 @@ def _reach(size: Floats, shift: Floats) -> Floats:
 
     How large is said by the other channels' ratios of bias and weights, which no factor changes.
     """
-    weights = size.max(axis=2, initial=0.0).reshape(-1)
+    weights: Floats = size.max(axis=2, initial=0.0).reshape(-1)
     alive = (weights > _LEAST_RANGE * weights.max(initial=0.0)) & (shift > 0.0)
     if not alive.any():
         return weights
     usual = float(np.median(shift[alive] / weights[alive]))
-    return np.maximum(weights, shift / (_LARGE_SHIFT * usual))
+    reach: Floats = np.maximum(weights, shift / (_LARGE_SHIFT * usual))
+    return reach
 
 
 def _factor(one: Floats, two: Floats) -> Floats:

@@ -57,7 +57,9 @@ class Group:
         assert array is not None
         assert isinstance(self.maker.graph, ir.Graph)
         writer = GraphWriter(self.maker.graph)
-        new = writer.initializer(f"{old.name}_smooth", (array / scale).astype(np.float32))
+        new = writer.initializer(
+            f"{old.name}_smooth", (array.astype(np.float64) / scale).astype(np.float32)
+        )
         self.maker.replace_input_with(index, new)
         writer.remove_unread(old)
 

@@ -155,11 +155,18 @@ def _correct(layer: QuantizedLayer, error: NDArray[Any]) -> None:
         assert bias is not None
         beta = layer.node.attributes.get("beta")
         factor = 1.0 if beta is None or layer.node.op_type != "Gemm" else float(beta.value)
-        replace_input(layer.node, 2, (bias + error / factor).astype(bias.dtype), "corrected")
+        replace_input(
+            layer.node,
+            2,
+            (bias.astype(np.float64) + error / factor).astype(bias.dtype),
+            "corrected",
+        )
         return
     integers = constant(node.inputs[0])
     assert integers is not None
     step = scale_of(node).astype(np.float64)
     limit = 2.0**31 - 1
-    moved = np.clip(np.rint(integers + error / step), -limit, limit).astype(np.int32)
+    moved = np.clip(np.rint(integers.astype(np.float64) + error / step), -limit, limit).astype(
+        np.int32
+    )
     replace_input(layer.node, 2, moved, "corrected")
