@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from optimc.calibration.dataset import Dataset
+    from optimc.calibration.values import ValueReader
     from optimc.core.model import Model, OnnxModel, TensorSpec
     from optimc.core.store import Store
 
@@ -91,6 +92,12 @@ class ActivationCalibration:
         if own:
             found |= self._observed(_onnx_model(model), own, everything=False)
         return {value: found[value] for value in values if value in found}
+
+    def reader(self, samples: int | None = None, service: str | None = None) -> ValueReader:
+        """Sums over values of any model, streamed over the first `samples` in a worker."""
+        from optimc.calibration.values import SERVICE, ValueReader
+
+        return ValueReader(self._dataset, self._limits, samples, service or SERVICE)
 
     @cached_property
     def _source_values(self) -> dict[str, str]:

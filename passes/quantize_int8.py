@@ -59,6 +59,7 @@ class QuantizeInt8(Pass):
     level: ClassVar[Level] = Level.ONNX
     reads: ClassVar[frozenset[Input]] = frozenset({Input.SPEC, Input.CALIBRATION})
     reads_names: ClassVar[bool] = True
+    quantizes: ClassVar[bool] = True
     required_by_default: ClassVar[bool] = True
     tools: ClassVar[tuple[str, ...]] = ("numpy", "onnx-ir")
 

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -41,6 +42,8 @@ class Input(StrEnum):
     CALIBRATION = "calibration"
     TUNING = "tuning"
     TRAINING = "training"
+    FLOAT = "float"
+    """The float model that a pass before this one quantized."""
 
 
 class EffectKind(StrEnum):
@@ -173,6 +176,31 @@ class RewriteLog:
         return tuple(self._refusals)
 
 
+class ValueReader(Protocol):
+    """Sums over values of models on the calibration samples; `optimc.calibration.values`."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+    def reduce(
+        self,
+        models: Mapping[str, OnnxModel],
+        reductions: Mapping[str, Any],
+        *,
+        fetch: bool = True,
+    ) -> Mapping[str, Mapping[str, Any]]:
+        """The arrays of each reduction (`optimc.calibration.values.Reduction`), by its key."""
+
+    def call(self, method: str, arrays: Mapping[str, Any], **data: Any) -> Mapping[str, Any]:
+        """Calls a method of the reader's service; the arrays it gives back."""
+
+
 class Calibration(Protocol):
     """Statistics of a model's values over the calibration data."""
 
@@ -182,6 +210,9 @@ class Calibration(Protocol):
 
     def statistics(self, model: Model, values: Sequence[str]) -> Mapping[str, TensorStatistics]:
         """Observed statistics of `values` of `model`; observed once per source value, then kept."""
+
+    def reader(self, samples: int | None = None, service: str | None = None) -> ValueReader:
+        """Reduces values over the first `samples`: see `optimc.calibration.values`."""
 
 
 class UndeclaredInputError(Exception):
@@ -206,6 +237,14 @@ class PassContext:
     """Called with the share that is done (0 to 1) and what is being done."""
     analyses: Analyses | None = None
     """What is known already of the model that the pass was given."""
+    quantized_from: OnnxModel | None = None
+    """The float model that a pass before this one quantized."""
+
+    @property
+    def float_model(self) -> OnnxModel | None:
+        """What was quantized before, or None. Raises UndeclaredInputError unless declared."""
+        self._declared(Input.FLOAT)
+        return self.quantized_from
 
     def analysis(self, kind: type[Analysis[Fact]], model: OnnxModel) -> Fact:
         """A fact about `model`, as the pass was given it: ask before the first change."""
@@ -252,6 +291,8 @@ class Pass(BaseModel, ABC):
     reads: ClassVar[frozenset[Input]] = frozenset()
     preserves: ClassVar[frozenset[type[Analysis[Any]]]] = frozenset()
     """The analyses whose results still hold after the pass changed the model."""
+    quantizes: ClassVar[bool] = False
+    """True for passes that quantize a float model: later ones may read what it was (FLOAT)."""
     required_by_default: ClassVar[bool] = False
     """True for precision and training passes: rolled back, they must not ship under their name."""
     tools: ClassVar[tuple[str, ...]] = ()

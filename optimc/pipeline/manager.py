@@ -138,6 +138,9 @@ class PassManager:
             reads["spec"] = inputs.spec.digest
         if Input.CALIBRATION in pass_.reads and inputs.calibration is not None:
             reads["calibration"] = inputs.calibration.digest
+        if Input.FLOAT in pass_.reads and segment.quantized_from is not None:
+            origin = segment.quantized_from
+            reads["float"] = [origin.digest, origin.names_digest]
         if Input.DEVICE in pass_.reads:
             reads["device"] = sorted(cpu_features())
         return digest_of(
@@ -156,7 +159,7 @@ class PassManager:
         name = pass_.pass_name()
         self.executions[name] = self.executions.get(name, 0) + 1
         with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=self.workspace) as folder:
-            context = self._context(pass_, model, inputs, Path(folder))
+            context = self._context(pass_, model, segment, inputs, Path(folder))
             result = _run_pass(pass_, model, context)
             self._keep_analyses(pass_, model, result)
             before_path = self._stored(model)
@@ -186,7 +189,7 @@ class PassManager:
         return self._known.setdefault(_names(model), Analyses(model))
 
     def _context(
-        self, pass_: Pass, model: OnnxModel, inputs: PassInputs, folder: Path
+        self, pass_: Pass, model: OnnxModel, segment: Segment, inputs: PassInputs, folder: Path
     ) -> PassContext:
         name = pass_.pass_name()
 
@@ -202,6 +205,7 @@ class PassManager:
             workspace=folder,
             target_spec=inputs.spec,
             calibration_data=inputs.calibration,
+            quantized_from=segment.quantized_from,
             progress=progress,
         )
 
@@ -240,7 +244,7 @@ class PassManager:
             loaded = load_model(entry / "model")
             assert isinstance(loaded, OnnxModel)
             after = loaded
-            segment = _next_segment(pass_, segment, after)
+            segment = _next_segment(pass_, segment, model, after)
         return PassOutcome(
             name=pass_.pass_name(),
             options=pass_.options(),
@@ -303,11 +307,12 @@ def _kind(dtype: str) -> str:
     return "float" if "float" in dtype else dtype
 
 
-def _next_segment(pass_: Pass, segment: Segment, after: OnnxModel) -> Segment:
+def _next_segment(pass_: Pass, segment: Segment, before: OnnxModel, after: OnnxModel) -> Segment:
     assert after.path is not None
+    origin = before if pass_.quantizes else segment.quantized_from
     if pass_.effect.kind is EffectKind.LOSSY:
-        return Segment(after.digest, after.path)
-    return Segment(segment.digest, segment.path, segment.bound + pass_.effect.bound)
+        return Segment(after.digest, after.path, quantized_from=origin)
+    return replace(segment, bound=segment.bound + pass_.effect.bound, quantized_from=origin)
 
 
 def _record(result: PassResult, finding: Finding) -> dict[str, Any]:

@@ -99,6 +99,7 @@ def make_plan(recipe: Recipe, *, variant: str | None = None, target: str | None 
     _check_selection("target", target, recipe.targets)
     for name, one in recipe.variants.items():
         _check_levels(name, one.passes)
+        _check_float_models(name, one.passes)
     for variant_name, target_name in recipe.cells:
         if not fnmatchcase(variant_name, variant or "*") or not fnmatchcase(
             target_name, target or "*"
@@ -138,6 +139,19 @@ def _check_levels(variant: str, passes: Sequence[PassEntry]) -> None:
                 fix="a lowered model does not come back: put the pass first, or start from PyTorch",
             )
         level = entry.pass_.level
+
+
+def _check_float_models(variant: str, passes: Sequence[PassEntry]) -> None:
+    quantizes = False
+    for entry in passes:
+        name = entry.pass_.pass_name()
+        if Input.FLOAT in entry.pass_.reads and not quantizes:
+            raise InputError(
+                f"{name} compares with the float model, and no pass before it quantizes one",
+                where=f"variants.{variant}",
+                fix=f"put {name} behind quantize_int8",
+            )
+        quantizes = quantizes or entry.pass_.quantizes
 
 
 def _availability(cell: Cell) -> UnavailableError | None:

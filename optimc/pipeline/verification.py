@@ -69,6 +69,8 @@ class Segment:
     digest: str
     path: Path
     bound: float = 0.0
+    quantized_from: OnnxModel | None = None
+    """The float model that one of the passes so far quantized."""
 
 
 class PassVerifier:

@@ -50,6 +50,10 @@ class PassContract:
         """Statistics of `model`, for passes that read CALIBRATION."""
         return None
 
+    def quantized_from(self, model: OnnxModel) -> OnnxModel | None:
+        """The float model that `model` was quantized from, for passes that read FLOAT."""
+        return None
+
     def feeds(self, model: OnnxModel) -> Sequence[Feeds]:
         """The inputs on which outputs are compared."""
         return seeded_feeds(model)
@@ -189,6 +193,7 @@ class PassContract:
                 model,
                 spec=self.spec(),
                 calibration=self.calibration(model),
+                quantized_from=self.quantized_from(model),
                 limit=limit,
             )
         except PreconditionError as error:

@@ -24,6 +24,7 @@ def run_pass(
     *,
     spec: TargetSpec | None = None,
     calibration: Calibration | None = None,
+    quantized_from: OnnxModel | None = None,
     limit: int | None = None,
     only: frozenset[RewriteKey] | None = None,
     seed: int = 0,
@@ -42,6 +43,7 @@ def run_pass(
             workspace=Path(folder),
             target_spec=spec,
             calibration_data=calibration,
+            quantized_from=quantized_from,
         )
         pass_.check(clone, context)
         result = pass_.run(clone, context)
