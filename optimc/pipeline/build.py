@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ from optimc.pipeline.parallel import run_side_by_side
 from optimc.pipeline.plan import Step, make_plan
 from optimc.pipeline.preprocess import starting_point
 from optimc.pipeline.probes import Effort, ProbeSource, probes_digest
+from optimc.pipeline.tuning import TuningMetric, check_tuning, pass_inputs
 from optimc.pipeline.verification import PASSED, PassVerifier, Segment, Verdict
 
 if TYPE_CHECKING:
@@ -112,6 +114,7 @@ class Build:
         check_overlap(self.recipe, self.data, cache)
         if self.options.measure:
             check_metrics(self.recipe, self.data.evaluation, self.source.model.signature)
+        check_tuning(self.recipe, self.data)
         self._check_lock()
         self.start = starting_point(self.recipe, self.source, self.data, cache, self.limits)
         self._note_what_is_special()
@@ -157,13 +160,13 @@ class Build:
         ):
             self.observer.on_stage("running passes")
             inner = InnerValues(verified_by(self.recipe), self.workspace)
+            self.engines = EngineBuilder(
+                self.cache, self.limits, self.workspace, self.recipe.seed, inner
+            )
             models = self._run_passes(
                 PassVerifier(pass_oracle, inner, skip_reason=skip), pass_oracle
             )
             self.observer.on_stage("building and verifying engines")
-            self.engines = EngineBuilder(
-                self.cache, self.limits, self.workspace, self.recipe.seed, inner
-            )
             run_side_by_side(
                 models.items(),
                 lambda item: self._build_engine(
@@ -197,8 +200,17 @@ class Build:
         )
         models: dict[str, OnnxModel] = {}
         start = Segment(self.start.model.digest, self.start.path)
-        self._walk(self.plan.root, self.start.model, start, (), models)
+        try:
+            self._walk(self.plan.root, self.start.model, start, (), models)
+        finally:
+            if "tuning" in self.__dict__:
+                self.tuning.close()
         return models
+
+    @cached_property
+    def tuning(self) -> TuningMetric:
+        """The first metric on the tuning split, for passes that choose."""
+        return TuningMetric(self)
 
     def _judges_lossy_passes(self) -> bool:
         """Whether the default SQNR bound holds: only where no metric can judge instead."""
@@ -218,7 +230,8 @@ class Build:
         for child in step.children:
             assert child.entry is not None
             required = child.entry.required or self.options.fail_on_rollback
-            inputs = PassInputs(child.spec, self._calibration(child))
+            more = pass_inputs(self, child, len(outcomes))
+            inputs = PassInputs(child.spec, self._calibration(child), **more)
             try:
                 outcome = self.manager.run(
                     child.entry.pass_, model, segment, inputs, required=required
@@ -229,6 +242,7 @@ class Build:
             if outcome.failure is not None:
                 self._fail_below(child, (*outcomes, outcome), outcome.failure)
                 continue
+            self.notes += [f"{outcome.name} for {outcome.runtime}: {n}" for n in outcome.notes]
             self._walk(child, outcome.model, outcome.segment, (*outcomes, outcome), models)
 
     def _fail_below(self, step: Step, outcomes: tuple[PassOutcome, ...], reason: str) -> None:
@@ -239,7 +253,7 @@ class Build:
 
     def _calibration(self, step: Step) -> Calibration | None:
         assert step.entry is not None
-        if Input.CALIBRATION not in step.entry.pass_.reads:
+        if Input.CALIBRATION not in step.entry.pass_.needs:
             return None
         return self.calibration()
 

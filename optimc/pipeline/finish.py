@@ -287,11 +287,14 @@ def _choices(build: Build, gate: GateResult, path: Path) -> dict[str, Any]:
 
 
 def lock_cells(build: Build) -> dict[str, Any]:
-    """By cell: the digest of the model after each pass, and the engine's identity."""
+    """By cell: the digest of the model after each pass with what the pass chose by measuring, and
+    the engine's identity."""
     return {
         result.cell.name: {
             "passes": [
-                {"pass": outcome.name, "model": outcome.model.digest} for outcome in result.outcomes
+                {"pass": outcome.name, "model": outcome.model.digest}
+                | ({} if outcome.choice is None else {"choice": outcome.choice})
+                for outcome in result.outcomes
             ],
             "engine": result.engine.digest,
             "engine_of": result.engine.manifest["identity"]["of"],
