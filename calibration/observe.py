@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 256 << 20
 """Bytes of values that one run may return."""
 
-_VERSION = 1  # raised when the same data gives other statistics
+_VERSION = 2  # raised when the same data gives other statistics
 _SERVICE = "optimc.calibration.observe_service:ObserverService"
 _TOOLS = ("onnxruntime", "numpy")
 

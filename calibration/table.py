@@ -30,6 +30,8 @@ def write_table(
             "count": seen.count,
             "non_finite": seen.non_finite,
             "limit": seen.limit,
+            "average_minimum": seen.average_minimum,
+            "average_maximum": seen.average_maximum,
         }
         for name, seen in statistics.items()
     }

@@ -75,8 +75,8 @@ class Search:
             sqnr = self._sensitivities()
             order = sorted(self.layers, key=lambda layer: sqnr.get(layer, math.inf))
             steps = self._steps(order)
-            while not (finished := next(steps)) and not self._late():
-                pass
+            while not finished and not self._late():
+                finished = next(steps)
         kept, met = self._best()
         ranked = sorted(kept, key=lambda layer: (sqnr.get(layer, math.inf), layer))
         spent = self.clock() - self._started

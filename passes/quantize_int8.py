@@ -54,9 +54,11 @@ class QuantizeInt8(Pass):
     Options: ranges, percentile, keep_float, max_drop, at_most.
     """
 
-    ranges: Literal["minmax", "percentile", "mse"] = "mse"
-    """How an activation's range is chosen: `minmax` clips nothing, `percentile` cuts the tails,
-    `mse` minimises the squared error of clipping and rounding together."""
+    ranges: Literal["minmax", "moving_average", "percentile", "entropy", "mse"] = "mse"
+    """How an activation's range is chosen: `minmax` clips nothing, `moving_average` takes weighted
+    means of the samples' extremes, `percentile` cuts the tails, `entropy` loses the least
+    information (TensorRT's method), `mse` minimises the squared error of clipping and rounding
+    together."""
     percentile: Annotated[float, Field(gt=50.0, le=100.0)] = 99.999
     """With `ranges: percentile`: how many per cent of the elements lie within either end."""
     keep_float: list[str] = Field(default=[])
@@ -195,11 +197,17 @@ class QuantizeInt8(Pass):
 
     def estimator(self) -> RangeEstimator:
         """What chooses the ranges."""
-        from optimc.calibration.ranges import MeanSquaredError, MinMax, Percentile
+        from optimc.calibration.entropy import Entropy
+        from optimc.calibration.ranges import MeanSquaredError, MinMax, MovingAverage, Percentile
 
-        if self.ranges == "percentile":
-            return Percentile(self.percentile)
-        return MinMax() if self.ranges == "minmax" else MeanSquaredError()
+        estimators: dict[str, RangeEstimator] = {
+            "minmax": MinMax(),
+            "moving_average": MovingAverage(),
+            "percentile": Percentile(self.percentile),
+            "entropy": Entropy(),
+            "mse": MeanSquaredError(),
+        }
+        return estimators[self.ranges]
 
 
 def layer_name(unit: Unit) -> str:

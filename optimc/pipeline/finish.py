@@ -97,6 +97,8 @@ def _default_bound(build: Build, result: CellResult) -> None:
     """A lossy cell whose metric no limit judges may lose 1 % of it, relative, at most."""
     if not result.lossy or isinstance(result.metrics, str):
         return
+    if any(outcome.budget is not None for outcome in result.outcomes):
+        return  # `max_drop` is the recipe's own limit
     limited = set(build.recipe.gate.drop) if build.recipe.gate else set()
     for name, metric in result.metrics.items():
         if limited or isinstance(metric.drop, str) or isinstance(metric.source, Skipped):

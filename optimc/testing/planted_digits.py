@@ -71,4 +71,4 @@ def planted_model(model: bytes) -> bytes:
     change("blocks.1.first.1.weight", (_CHANNEL,), 0.0)
     change("blocks.1.first.1.bias", (_CHANNEL,), -1.0)
     change("blocks.1.second.0.weight", (slice(None), _CHANNEL), 100.0)
-    return proto.SerializeToString()
+    return bytes(proto.SerializeToString())
