@@ -37,6 +37,7 @@ from optimc.pipeline.tuning import TuningMetric, check_tuning, pass_inputs
 from optimc.pipeline.verification import PASSED, PassVerifier, Segment, Verdict
 
 if TYPE_CHECKING:
+    from optimc.calibration.observe import ActivationCalibration
     from optimc.core.passes import Calibration
     from optimc.core.targets import Engine
     from optimc.pipeline.engines import EngineProof
@@ -84,6 +85,8 @@ class Build:
         self.warnings: list[str] = []
         self.locked: dict[str, Any] | None = None
         """The lock's content, with `--locked`."""
+        self.observed: ActivationCalibration | None = None
+        """What was observed of the source, where a pass asked for it."""
         self.files: tuple[Path, ...] = ()
         """The report's files, once they are written."""
 
@@ -134,9 +137,13 @@ class Build:
     def _note_what_is_special(self) -> None:
         self.notes += [*self.source.notes, *self.start.notes]
         if self.data.random:
+            ranges = "checks" if self.data.table else "ranges and checks"
             self.warnings.append(
-                "no calibration data is named: ranges and checks are of seeded random data"
+                f"no calibration data is named: {ranges} are of seeded random data"
             )
+        if self.data.table is not None:
+            samples = self.data.table.about.get("samples", "unknown")
+            self.notes.append(f"ranges are of a calibration table (samples: {samples})")
         if self.data.evaluation is None:
             self.warnings.append("no evaluation data is named: no metric was measured")
         if self.options.verify == "off":
@@ -259,10 +266,12 @@ class Build:
 
     def calibration(self) -> Calibration:
         """The statistics of the source's values, observed once a build at most."""
-        if not hasattr(self, "_observed"):
+        if self.data.table is not None:
+            return self.data.table
+        if self.observed is None:
             from optimc.calibration.observe import ActivationCalibration
 
-            self._observed = ActivationCalibration(
+            self.observed = ActivationCalibration(
                 self.start.model,
                 self.start.data.calibration,
                 seed=self.recipe.seed,
@@ -270,7 +279,7 @@ class Build:
                 limits=self.limits,
                 progress=self.observer.on_share,
             )
-        return self._observed
+        return self.observed
 
     def proved(
         self,

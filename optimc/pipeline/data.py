@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from optimc.calibration.dataset import Dataset
+    from optimc.calibration.stored import StoredCalibration
     from optimc.core.model import Signature
     from optimc.core.store import Store
     from optimc.pipeline.recipe.schema import DimRange, Recipe
@@ -30,6 +31,8 @@ class BuildData:
     """Whether calibration runs on seeded inputs because the recipe names no data for it."""
     feed: int
     """Samples in one feed where the model fixes it, else 1."""
+    table: StoredCalibration | None = None
+    """What ranges are taken from where the recipe names a table in place of calibration data."""
 
     @property
     def calibration(self) -> Dataset:
@@ -54,7 +57,8 @@ class BuildData:
 
     def digests(self) -> dict[str, str]:
         """By split, for the lock."""
-        return {name: dataset.digest for name, dataset in sorted(self.splits.items())}
+        table = {"calibration_table": self.table.digest} if self.table is not None else {}
+        return {name: d.digest for name, d in sorted(self.splits.items())} | table
 
 
 def open_data(recipe: Recipe, signature: Signature) -> BuildData:
@@ -85,7 +89,15 @@ def open_data(recipe: Recipe, signature: Signature) -> BuildData:
         }
         sizes = {name: dim.typical for name, dim in dims.items()}
         splits["calibration"] = RandomDataset(signature, sizes, ranges, recipe.seed, RANDOM_SAMPLES)
-    return BuildData(splits, dims, random, fixed_batch(signature) or 1)
+    return BuildData(splits, dims, random, fixed_batch(signature) or 1, _table(recipe))
+
+
+def _table(recipe: Recipe) -> StoredCalibration | None:
+    from optimc.calibration.stored import StoredCalibration
+
+    if recipe.data is None or recipe.data.calibration_table is None:
+        return None
+    return StoredCalibration(recipe.folder / recipe.data.calibration_table)
 
 
 def check_overlap(recipe: Recipe, data: BuildData, store: Store) -> None:

@@ -230,8 +230,18 @@ def finish(build: Build) -> schema.Report:
     lock_state = _lock(build, gate)
     report = _report(build, gate, timings, source_metrics, lock_state)
     write_artifacts(build)
+    _write_calibration(build)
     build.files = write_report(report, build.options.out)
     return report
+
+
+def _write_calibration(build: Build) -> None:
+    """Leaves the source's calibration table in ``calibration/``, where there is one."""
+    from optimc.calibration.stored import write_calibration
+
+    exported = build.observed.exported() if build.observed is not None else None
+    if exported is not None:
+        write_calibration(build.options.out / "calibration", *exported)
 
 
 def write_artifacts(build: Build) -> None:

@@ -189,6 +189,9 @@ class Data(Part):
 
     calibration: DataSource | None = None
     """What ranges are taken from."""
+    calibration_table: Annotated[str, Field(min_length=1)] | None = None
+    """The `calibration/table.json` that an earlier build of the same model left, in place of
+    `calibration`: ranges are taken from it, and nothing is observed."""
     tuning: DataSource | None = None
     """All that choices may see."""
     training: DataSource | None = None
@@ -197,6 +200,12 @@ class Data(Part):
     """What every engine is judged by."""
     allow_overlap: bool = False
     """Whether the same whole sample may stand in two splits."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.calibration is not None and self.calibration_table is not None:
+            raise ValueError("names both `calibration` and `calibration_table`\nkeep one of them")
+        return self
 
     @property
     def splits(self) -> dict[str, DataSource]:
