@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from optimc.calibration.table import HISTOGRAMS, read_table_file, write_table
 from optimc.core.digest import digest_of
@@ -58,6 +58,14 @@ class StoredCalibration:
             )
         names = {value: provenance[value] for value in values}
         return {value: self._table[name] for value, name in names.items() if name in self._table}
+
+    def reader(self, samples: int | None = None, service: str | None = None) -> NoReturn:
+        """Raises InputError: passes that look at the samples themselves need data."""
+        raise InputError(
+            "a calibration table holds ranges alone, and a pass asks for the samples",
+            where=str(self.path),
+            fix="name data under data.calibration in place of the table",
+        )
 
 
 def write_calibration(

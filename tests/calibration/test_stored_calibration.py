@@ -116,6 +116,12 @@ def test_values_that_a_pass_changed_are_refused(table: Path) -> None:
         StoredCalibration(table / TABLE).statistics(model.sealed(), [str(value.name)])
 
 
+def test_samples_cannot_be_had_from_a_table(table: Path) -> None:
+    with pytest.raises(InputError, match="ranges alone") as caught:
+        StoredCalibration(table / TABLE).reader(8)
+    assert "data.calibration" in str(caught.value.fix)
+
+
 def edited(table: Path, folder: Path, **changes: Any) -> Path:
     """A copy whose entry for `logits` is changed."""
     content = json.loads((table / TABLE).read_text())

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from optimc.core.errors import InputError
@@ -121,3 +122,41 @@ def test_the_plan_says_what_the_pass_reads(tmp_path: Path, repository: Path) -> 
     recipe = digits(tmp_path, repository, "{max_drop: 0.01}")
     text = make_plan(load_recipe(recipe)).explain()
     assert "reads calibration, device, spec, tuning" in text
+
+
+_RESNET = """\
+model: {{onnx: {model}}}
+dims: {{batch: {{min: 1, typical: 1, max: 32}}}}
+data:
+  calibration:
+    npz: calibration.npz
+    inputs: {{input: images}}
+    transform: &t
+      - nchw
+      - divide: 255
+      - normalize: {{mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}}
+  tuning: {{npz: tuning.npz, inputs: {{input: images}}, labels: labels, transform: *t}}
+metrics: {{top1: {{}}}}
+variants: {{int8: [simplify, fuse, {{quantize_int8: {options}}}]}}
+targets: {{ort: {{runtime: onnxruntime, threads: 1}}}}
+"""
+
+
+@pytest.mark.slow
+def test_ranges_that_cut_too_much_are_bought_back_with_float(tmp_path: Path, shared: Path) -> None:
+    """A trained ResNet-20 whose every range is cut to 85 %: no single layer is to blame."""
+    with np.load(shared / "data" / "cifar10_calib.npz", allow_pickle=False) as archive:
+        images, labels = archive["images"], archive["labels"]
+    np.savez(tmp_path / "calibration.npz", images=images[:100])
+    np.savez(tmp_path / "tuning.npz", images=images[500:800], labels=labels[500:800])
+    recipe = tmp_path / "recipe.yaml"
+    options = "{ranges: percentile, percentile: 92.0, max_drop: 0.03, at_most: 3 min}"
+    text = _RESNET.format(model=shared / "models" / "resnet20.onnx", options=options)
+    recipe.write_text(text)
+    build, report, _ = built(recipe, measure=False)
+    outcome = build.results["int8/ort"].outcomes[-1]
+    assert outcome.budget is not None
+    assert outcome.budget.met
+    assert outcome.budget.drop.point <= 0.03
+    assert 1 <= len(outcome.choice["float"]) < 20
+    assert any("layers in float" in note for note in report.notes)
