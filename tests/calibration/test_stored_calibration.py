@@ -36,7 +36,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The table of one model."""
     folder = tmp_path_factory.mktemp("table")
     kept = observed(folder)
-    kept.statistics(residual(), ["logits"])
+    quantized(kept)
     exported = kept.exported()
     assert exported is not None
     write_calibration(folder / "calibration", *exported)
