@@ -19,7 +19,7 @@ from optimc.core.statistics import TensorStatistics
 from optimc.passes._quantize_budget import Found, Kept, Search
 from optimc.passes._quantize_ranges import statistics_of, usable
 from optimc.passes._quantize_select import select
-from optimc.passes._quantize_units import Unit, find_units
+from optimc.passes._quantize_units import find_units
 
 if TYPE_CHECKING:
     from optimc.passes.quantize_int8 import QuantizeInt8
@@ -65,13 +65,15 @@ class _Work:
 
     def __post_init__(self) -> None:
         self._estimator = Remembering(self.pass_.estimator())
+        # Found before the model is changed: at the end nothing is left of them.
+        self._names = tuple(self._layers())
 
     def searched(self) -> PassResult:
         """Searches, times what was kept, and quantizes for good."""
         max_drop = self.pass_.max_drop
         assert max_drop is not None
         found = Search(
-            layers=list(self._layers()),
+            layers=self._names,
             trial=self._trial,
             original=self.model,
             tuning=self.context.tuning,
@@ -92,7 +94,7 @@ class _Work:
     def replayed(self, choice: Mapping[str, Sequence[str]]) -> PassResult:
         """Keeps what the lock names; its drop is measured anew."""
         kept = list(choice["float"])
-        missing = sorted(set(kept) - set(self._layers()))
+        missing = sorted(set(kept) - set(self._names))
         if missing:
             raise PreconditionError(
                 f"the lock keeps `{missing[0]}` in float, which is no layer to quantize here",
@@ -105,7 +107,7 @@ class _Work:
         found = Found(tuple(kept), drop, met, True, {}, 1, 0.0)
         return replace(result, choice=choice, budget=self._budget(found))
 
-    def _layers(self) -> dict[str, Unit]:
+    def _layers(self) -> list[str]:
         """What can be kept in float: all that would be quantized and does not only move data."""
         from optimc.passes.quantize_int8 import layer_name, matches
 
@@ -127,7 +129,7 @@ class _Work:
         ]
         statistics = statistics_of(units, clone, self.context.calibration)
         chosen = select(usable(units, statistics, silent), silent)
-        return {layer_name(unit): unit for unit in chosen if not unit.moves}
+        return [layer_name(unit) for unit in chosen if not unit.moves]
 
     def _trial(self, kept: Kept) -> OnnxModel:
         reasons = dict.fromkeys(kept, "kept in float by this trial")
@@ -173,14 +175,13 @@ class _Work:
         return Budget(f"max_drop.{self._metric}", self.pass_.max_drop, found.drop, found.met)
 
     def _note(self, found: Found, costs: Mapping[str, Cost] | str) -> str:
-        layers = len(self._layers())
         state = "met" if found.met else "NOT met"
         drop = found.drop
         text = (
             f"max_drop {self.pass_.max_drop:g} of {self._metric} {state} with {len(found.kept)} of"
-            f" {layers} layers in float: it drops by {drop.point:.4g} (95 %: {drop.lower:.4g} to"
-            f" {drop.upper:.4g}) on {drop.samples} tuning samples, best of {found.trials} trials in"
-            f" {found.seconds:.0f} s"
+            f" {len(self._names)} layers in float: it drops by {drop.point:.4g} on {drop.samples}"
+            f" tuning samples (one-sided 95 % ends {drop.lower:.4g} and {drop.upper:.4g}), best of"
+            f" {found.trials} trials in {found.seconds:.0f} s"
         )
         if not found.finished:
             text += "; the time was up (at_most) before the search came to its end"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimc.core.cpu import cpu_features
 from optimc.core.digest import digest_of
-from optimc.core.errors import CellError, InputError, WorkerError
+from optimc.core.errors import InputError, OptimcError
 from optimc.core.model import Model, OnnxModel
 from optimc.core.passes import Cost, Drop, Input
 from optimc.core.worker import Worker
@@ -205,7 +205,7 @@ class TimedDevice:
             return why
         try:
             return self._timed({_MODEL: model, **{f"{_OTHER}{n}": m for n, m in others.items()}})
-        except (CellError, WorkerError) as error:
+        except OptimcError as error:
             return error.what
 
     def _why_not(self) -> str | None:
