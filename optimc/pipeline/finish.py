@@ -12,6 +12,7 @@ import numpy as np
 from optimc import __version__
 from optimc.core.errors import CellError, InputError, OptimcError
 from optimc.core.files import atomic_folder, file_sha256
+from optimc.core.passes import Budget
 from optimc.core.targets import Engine, Target
 from optimc.pipeline import assemble
 from optimc.pipeline.assemble import CellResult, figures_of, skipped
@@ -97,9 +98,12 @@ def _default_bound(build: Build, result: CellResult) -> None:
     """A lossy cell whose metric no limit judges may lose 1 % of it, relative, at most."""
     if not result.lossy or isinstance(result.metrics, str):
         return
-    if any(outcome.budget is not None for outcome in result.outcomes):
-        return  # `max_drop` is the recipe's own limit
     limited = set(build.recipe.gate.drop) if build.recipe.gate else set()
+    budget = next((o.budget for o in result.outcomes if o.budget is not None), None)
+    if budget is not None:
+        if not limited:
+            _held_to_budget(result, budget)
+        return
     for name, metric in result.metrics.items():
         if limited or isinstance(metric.drop, str) or isinstance(metric.source, Skipped):
             return
@@ -110,6 +114,20 @@ def _default_bound(build: Build, result: CellResult) -> None:
                 f"{metric.source:.4g} (fix: limit it yourself: gate: {{drop: {{{name}: ...}}}})"
             )
         return  # the first metric is the one that choices and limits use
+
+
+def _held_to_budget(result: CellResult, budget: Budget) -> None:
+    """What `max_drop` promised on the tuning split must not be refuted by the evaluation split.
+
+    Where it was not met there, the gate says so already.
+    """
+    assert not isinstance(result.metrics, str)
+    drop = next(iter(result.metrics.values())).drop
+    if budget.met and not isinstance(drop, str) and drop.lower > budget.limit:
+        result.fail(
+            f"{budget.name} was met on the tuning data, but on the evaluation data it drops by"
+            f" {drop.point:.4g}, at least {drop.lower:.4g} (fix: more tuning data)"
+        )
 
 
 def time_cells(build: Build) -> BuildTimings:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from optimc.core.errors import InputError
+from optimc.core.passes import Budget, Drop
+from optimc.measure.statistics import Interval
+from optimc.pipeline.assemble import CellResult
 from optimc.pipeline.build import Build, BuildOptions
+from optimc.pipeline.evaluation import MetricResult
+from optimc.pipeline.finish import _default_bound
 from optimc.pipeline.observer import Silent
 from optimc.pipeline.plan import make_plan
 from optimc.pipeline.recipe import load_recipe
@@ -126,6 +132,24 @@ def test_the_plan_says_what_the_pass_reads(tmp_path: Path, repository: Path) -> 
     recipe = digits(tmp_path, repository, "{max_drop: 0.01}")
     text = make_plan(load_recipe(recipe)).explain()
     assert "reads calibration, device, spec, tuning" in text
+
+
+@pytest.mark.parametrize(
+    ("met", "lower", "status"),
+    [(True, 0.02, "failed"), (True, 0.001, "built"), (False, 0.5, "built")],
+)
+def test_evaluation_data_may_refute_a_budget(met: bool, lower: float, status: str) -> None:
+    """Clearly worse there than `max_drop`, though it was met on the tuning data: a failed cell."""
+    budget = Budget("max_drop.top1", 0.01, Drop(0.0, -0.01, 0.01, 100), met)
+    drop = Interval(lower + 0.01, (lower, lower + 0.02), lower, lower + 0.02, 300, "made up")
+    recipe = SimpleNamespace(gate=None)
+    result = CellResult(cell=None)  # type: ignore[arg-type]
+    outcome = SimpleNamespace(modified=True, lossy=True, budget=budget)
+    result.outcomes = (outcome,)  # type: ignore[assignment]
+    result.metrics = {"top1": MetricResult(0.9, 0.95, drop, 300, "higher")}
+    _default_bound(SimpleNamespace(recipe=recipe), result)  # type: ignore[arg-type]
+    assert result.status == status
+    assert (result.reason is None) == (status == "built")
 
 
 _RESNET = """\
