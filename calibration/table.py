@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 TABLE = "table.json"
 HISTOGRAMS = "histograms.npz"
-_COUNTS = "counts"
 _MOST_BYTES = 64 << 20
 _MOST_BINS = 1 << 16
 _FIX = "take calibration/table.json and histograms.npz beside it from a build, both unchanged"
@@ -64,7 +63,7 @@ def write_table(
     (folder / TABLE).write_text(text, encoding="utf-8")
     rows = [seen.histogram for seen in statistics.values()]
     counts = np.stack(rows) if rows else np.zeros((0, 0), np.int64)
-    np.savez_compressed(folder / HISTOGRAMS, **{_COUNTS: counts})
+    np.savez_compressed(folder / HISTOGRAMS, counts=counts)
 
 
 def read_table(folder: Path) -> tuple[dict[str, TensorStatistics], dict[str, Any]]:
@@ -106,12 +105,11 @@ def _counts(path: Path, values: int) -> NDArray[np.int64]:
     """The histograms [values, bins], looked at by their header before they are read."""
     from optimc.calibration.npy_format import npz_arrays
 
-    stored = npz_arrays(path, [_COUNTS])[_COUNTS]
+    stored = npz_arrays(path, ["counts"])["counts"]
     shape = stored.shape
     if len(shape) != 2 or shape[0] != values or shape[1] > _MOST_BINS or stored.dtype != "int64":
         raise _damaged(path, f"it does not hold a histogram for each of {values} values")
-    counts: NDArray[np.int64] = stored.read()
-    return counts
+    return stored.read().astype("int64", copy=False)
 
 
 def _consistent(seen: TensorStatistics) -> bool:
