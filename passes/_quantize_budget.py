@@ -63,6 +63,7 @@ class Search:
     clock: Callable[[], float] = time.monotonic
     _drops: dict[Kept, Drop] = field(default_factory=dict)
     _started: float = 0.0
+    _all_noise: float | None = None
 
     def run(self) -> Found:
         """Searches until it is done or the time is up; the first trial is made in any case."""
@@ -84,8 +85,10 @@ class Search:
 
     def _steps(self, order: Sequence[str]) -> Iterator[bool]:
         """One trial a step; True after the last."""
-        # With every layer kept there would be nothing left to quantize.
+        # With every layer kept, or all but one that needs company, nothing is left to quantize.
         most = len(order) - 1
+        while most > 0 and not self._possible(self._first(order, most)):
+            most -= 1
         low, high = 0, min(1, most)
         while high > low and not self._meets(self._first(order, high)):
             yield False
@@ -101,8 +104,9 @@ class Search:
         kept = self._first(order, high)
         for layer in reversed(order[:high] if high > low else ()):
             yield False
-            if len(kept) > 1 and self._meets(kept - {layer}):
-                kept = kept - {layer}
+            fewer = kept - {layer}
+            if fewer and self._meets(fewer):
+                kept = fewer
         yield True
 
     @staticmethod
@@ -116,6 +120,13 @@ class Search:
             drop = self._drops[kept].point
             self._say(f"{self.tuning.metric} drops by {drop:.4g} with {len(kept)} layers in float")
         return self._drops[kept].point <= self.max_drop
+
+    def _possible(self, kept: Kept) -> bool:
+        try:
+            self.trial(kept)
+        except PreconditionError:
+            return False
+        return True
 
     def _best(self) -> tuple[Kept, bool]:
         """The fewest layers that meet the limit; where none do, the ones with the least drop."""
@@ -141,12 +152,15 @@ class Search:
 
     def _left_out(self, layer: str) -> float:
         """For a layer that is quantized in company only: what its noise adds to that of all."""
-        noise = [
-            10.0 ** (-self.tuning.sqnr_db(self.trial(kept), self.original) / 10.0)
-            for kept in (frozenset(), frozenset({layer}))
-        ]
-        added = noise[0] - noise[1]
+        if self._all_noise is None:
+            self._all_noise = self._noise(frozenset())
+        added = self._all_noise - self._noise(frozenset({layer}))
         return -10.0 * math.log10(added) if added > 0.0 else math.inf
+
+    def _noise(self, kept: Kept) -> float:
+        """The noise at the outputs, as a share of the signal."""
+        sqnr = self.tuning.sqnr_db(self.trial(kept), self.original)
+        return float(10.0 ** (-sqnr / 10.0))
 
     def _spent(self) -> float:
         return (self.clock() - self._started) / self.seconds

@@ -148,6 +148,30 @@ def test_layers_that_need_company_are_ranked_by_what_they_add() -> None:
     assert search.run().kept == ("l2",)
 
 
+def test_what_leaves_nothing_to_quantize_is_no_choice() -> None:
+    """Where `l0` and `l1` cannot be quantized without the others, not all of those can be kept."""
+    bench = Bench({"l0": 1e-4, "l1": 1e-4, "l2": 0.2, "l3": 0.3, "l4": 0.4})
+
+    def trial(kept: Kept) -> Tried:
+        if {"l2", "l3", "l4"} <= kept:
+            raise PreconditionError("nothing can be quantized")
+        return Tried(kept)
+
+    search = Search(
+        layers=list(bench.harm),
+        trial=trial,
+        original=Tried(frozenset()),
+        tuning=bench,
+        max_drop=0.25,
+        seconds=1e6,
+        progress=lambda share, text: None,
+        clock=lambda: bench.now,
+    )
+    found = search.run()
+    assert found.met
+    assert set(found.kept) == {"l3", "l4"}
+
+
 class Judged:
     """A metric that one layer's INT8 ruins: known by the Q behind its weight."""
 
