@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,12 +81,12 @@ class IntegerType:
     @property
     def least(self) -> int:
         """The smallest integer."""
-        return int(np.iinfo(self.dtype).min)
+        return _limits(self.dtype)[0]
 
     @property
     def greatest(self) -> int:
         """The largest integer."""
-        return int(np.iinfo(self.dtype).max)
+        return _limits(self.dtype)[1]
 
     def parameters(self, span: Range) -> Affine:
         """Scale and zero point that cover `span`; scale 1 where it holds nothing but zero.
@@ -106,6 +107,12 @@ class IntegerType:
 
     def _affine(self, scale: float, zero_point: int) -> Affine:
         return Affine(self.dtype, scale, zero_point)
+
+
+@cache
+def _limits(dtype: str) -> tuple[int, int]:
+    # Range searches ask a thousand times a tensor, and numpy makes an object each time.
+    return int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
 
 
 def _float32(scale: float) -> float:

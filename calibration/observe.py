@@ -11,10 +11,11 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optimc.calibration.checks import fixed_batch
 from optimc.calibration.table import read_table, write_table
@@ -38,9 +39,26 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 256 << 20
 """Bytes of values that one run may return."""
 
-_VERSION = 1  # raised when the same data gives other statistics
+_VERSION = 2  # raised when the same data gives other statistics
 _SERVICE = "optimc.calibration.observe_service:ObserverService"
 _TOOLS = ("onnxruntime", "numpy")
+
+
+@dataclass
+class _Known:
+    """What is known of one model's values."""
+
+    table: dict[str, TensorStatistics] = field(default_factory=dict)
+    asked: set[str] = field(default_factory=set)
+    """The values that were looked for; those that are not floating-point are not in the table."""
+    sweeps: int = 0
+
+    def take(self, folder: Path) -> None:
+        """Adds one sweep's table."""
+        table, about = read_table(folder)
+        self.table.update(table)
+        self.asked.update(table, about["left_out"])
+        self.sweeps += 1
 
 
 class ActivationCalibration:
@@ -69,7 +87,7 @@ class ActivationCalibration:
         self._progress = progress
         self._max_batch = max_batch
         self._chunk_bytes = chunk_bytes
-        self._tables: dict[str, dict[str, TensorStatistics]] = {}
+        self._known: dict[str, _Known] = {}
         self.sweeps = 0
 
     @property
@@ -108,34 +126,68 @@ class ActivationCalibration:
         names = float_values(self._source.ir)
         return {provenance.get(name, name): name for name in names}
 
+    def exported(self) -> tuple[dict[str, TensorStatistics], dict[str, Any]] | None:
+        """All that is known of the source by source name, and what was observed; observes nothing.
+
+        None where nothing is known.
+        """
+        known = self._loaded(self._source)
+        table = known.table
+        if not table:
+            return None
+        names = {value: name for name, value in self._source_values.items()}
+        left_out = sorted(names.get(v, v) for v in known.asked - table.keys())
+        about = {**self._about(self._source), "left_out": left_out}
+        return {names.get(v, v): seen for v, seen in table.items()}, about
+
     def _observed(
         self, model: OnnxModel, wanted: Sequence[str], *, everything: bool
     ) -> Mapping[str, TensorStatistics]:
         """A table with at least the `wanted` values, out of memory, the store, or a sweep.
 
-        With `everything`, the sweep takes in all that any placement may ask for.
+        With `everything`, the first sweep takes in all that any placement may ask for.
         """
-        known = self._tables.setdefault(model.digest + model.names_digest, {})
-        missing = sorted(set(wanted) - known.keys())
-        if missing and everything and not known:
+        known = self._loaded(model)
+        missing = set(wanted) - known.asked
+        if missing and everything and not known.asked:
             from optimc.calibration.observable import likely_values
 
-            known.update(self._swept(model, sorted({*missing, *likely_values(model.ir)})))
-        elif missing:
-            known.update(self._swept(model, missing))
-        return known
+            missing.update(likely_values(model.ir))
+        if missing:
+            self._swept(model, known, sorted(missing))
+        return known.table
 
-    def _swept(self, model: OnnxModel, names: Sequence[str]) -> dict[str, TensorStatistics]:
-        tools = {tool: version(tool) for tool in _TOOLS}
-        key = digest_of(model.digest, model.names_digest, self.digest, names, tools)
-        folder = self._store.get("calibration", key)
-        if folder is None:
-            observed = self._sweep(model, names)
-            about = {"model": model.digest, "data": self.digest, "samples": len(self._dataset)}
-            folder = self._store.put(
-                "calibration", key, lambda target: write_table(target, observed, {**about, **tools})
+    def _loaded(self, model: OnnxModel) -> _Known:
+        """What is known of `model`, with all that the store has: its sweeps are numbered there."""
+        key = model.digest + model.names_digest
+        if key not in self._known:
+            self._known[key] = known = _Known()
+            while (folder := self._store.get("calibration", self._key(model, known))) is not None:
+                known.take(folder)
+        return self._known[key]
+
+    def _key(self, model: OnnxModel, known: _Known) -> str:
+        return digest_of(
+            [model.digest, model.names_digest, self.digest, known.sweeps],
+            {tool: version(tool) for tool in _TOOLS},
+        )
+
+    def _about(self, model: OnnxModel) -> dict[str, Any]:
+        about = {"model": model.digest, "data": self.digest, "samples": len(self._dataset)}
+        return {**about, **{tool: version(tool) for tool in _TOOLS}}
+
+    def _swept(self, model: OnnxModel, known: _Known, names: Sequence[str]) -> None:
+        observed = self._sweep(model, names)
+        about = {**self._about(model), "left_out": sorted(set(names) - observed.keys())}
+        while not known.asked.issuperset(names):
+            # Where another process was faster, its sweep has the number, and this one the next.
+            known.take(
+                self._store.put(
+                    "calibration",
+                    self._key(model, known),
+                    lambda target: write_table(target, observed, about),
+                )
             )
-        return read_table(folder)
 
     def _sweep(self, model: OnnxModel, names: Sequence[str]) -> dict[str, TensorStatistics]:
         self.sweeps += 1

@@ -131,12 +131,13 @@ class ObserverService:
         self._wait()
         seen = dict(zip(self._outputs, outputs, strict=True))
         seen |= {name: arrays[name] for name in self._observers.keys() & arrays.keys()}
-        self._counting = self._counter.submit(self._count, seen)
+        samples = max((len(feed) for feed in arrays.values() if feed.ndim), default=1)
+        self._counting = self._counter.submit(self._count, seen, samples)
         return None, {}
 
-    def _count(self, seen: Mapping[str, Any]) -> None:
+    def _count(self, seen: Mapping[str, Any], samples: int) -> None:
         for name, array in seen.items():
-            self._observers[name].update(array)
+            self._observers[name].update(array, samples)
 
     def _wait(self) -> None:
         """Until the batch before is counted; raises what went wrong there."""
@@ -156,6 +157,8 @@ class ObserverService:
                 "count": seen.count,
                 "non_finite": seen.non_finite,
                 "limit": seen.limit,
+                "average_minimum": seen.average_minimum,
+                "average_maximum": seen.average_maximum,
             }
             histograms[name] = seen.histogram
         return table, histograms

@@ -42,6 +42,18 @@ class MinMax:
 
 
 @dataclass(frozen=True)
+class MovingAverage:
+    """Weighted means of the samples' extremes: what only few samples reach is clipped.
+
+    Jacob et al. 2018 (arXiv:1712.05877), section 3.1; see `optimc.calibration.observers`.
+    """
+
+    def estimate(self, seen: TensorStatistics, kind: IntegerType) -> Range:
+        """The means of the samples' minima and of their maxima."""
+        return Range(seen.average_minimum, seen.average_maximum)
+
+
+@dataclass(frozen=True)
 class Percentile:
     """Cuts the tails: `percent` of the elements lie within the range on either side.
 

@@ -10,13 +10,14 @@ of them. Ranges come from the calibration data, see `optimc.calibration.ranges`.
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from optimc.core.errors import PreconditionError
 from optimc.core.model import SOURCE_KEY, Level, Model
 from optimc.core.passes import Effect, Input, Pass, PassContext, PassResult, lossy
+from optimc.core.units import Seconds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,17 +45,30 @@ class QuantizeInt8(Pass):
         model that is quantized already, or in which nothing can be quantized, is an error.
     Accuracy: lossy; judged by the gate where the recipe limits a metric, else by 1 % of the metric
         or an output SQNR of 20 dB.
-    Options: ranges, percentile, keep_float.
+    Budget: with `max_drop`, layers stay in float until the recipe's first metric drops by no more
+        than that on the tuning split (the point, not an end of its interval; the gate judges on the
+        evaluation split). Each layer's sensitivity is the output SQNR with it alone in INT8; the
+        fewest of the most sensitive ones are kept, each is tried back in INT8, and what they cost
+        in latency is timed. The choice goes into the lock. Where no choice meets the limit in time,
+        the best one found is built and the gate fails.
+    Options: ranges, percentile, keep_float, max_drop, at_most.
     """
 
-    ranges: Literal["minmax", "percentile", "mse"] = "mse"
-    """How an activation's range is chosen: `minmax` clips nothing, `percentile` cuts the tails,
-    `mse` minimises the squared error of clipping and rounding together."""
+    ranges: Literal["minmax", "moving_average", "percentile", "entropy", "mse"] = "mse"
+    """How an activation's range is chosen: `minmax` clips nothing, `moving_average` takes weighted
+    means of the samples' extremes, `percentile` cuts the tails, `entropy` loses the least
+    information (TensorRT's method), `mse` minimises the squared error of clipping and rounding
+    together."""
     percentile: Annotated[float, Field(gt=50.0, le=100.0)] = 99.999
     """With `ranges: percentile`: how many per cent of the elements lie within either end."""
     keep_float: list[str] = Field(default=[])
     """Operators that stay in float: patterns (`*`, `?`, `[...]`) of node names, of source names of
     their outputs, or operator types such as `Gemm`."""
+    max_drop: Annotated[float, Field(ge=0.0)] | None = None
+    """How much worse than the source the recipe's first metric may get on `data.tuning`, in its own
+    unit: layers stay in float until it is met."""
+    at_most: Seconds | None = None
+    """With `max_drop`: the most time for the search, such as `5 min`, which is the default."""
 
     level: ClassVar[Level] = Level.ONNX
     reads: ClassVar[frozenset[Input]] = frozenset({Input.SPEC, Input.CALIBRATION})
@@ -62,6 +76,18 @@ class QuantizeInt8(Pass):
     quantizes: ClassVar[bool] = True
     required_by_default: ClassVar[bool] = True
     tools: ClassVar[tuple[str, ...]] = ("numpy", "onnx-ir")
+
+    @model_validator(mode="after")
+    def _check_budget(self) -> Self:
+        if self.at_most is not None and self.max_drop is None:
+            raise ValueError("at_most limits the search of max_drop\nadd max_drop, or leave it out")
+        return self
+
+    @property
+    def needs(self) -> frozenset[Input]:
+        """`reads`; with `max_drop` the metric on the tuning split and latencies, too."""
+        budget = {Input.TUNING, Input.DEVICE} if self.max_drop is not None else frozenset()
+        return self.reads | budget
 
     @property
     def effect(self) -> Effect:
@@ -76,15 +102,30 @@ class QuantizeInt8(Pass):
 
     def run(self, model: OnnxModel, context: PassContext) -> PassResult:
         """See the class. Raises PreconditionError where nothing can be quantized."""
+        self.check(model, context)
+        if self.max_drop is None:
+            return self.quantized(model, context, context.log, {})
+        from optimc.passes._quantize_layers import within_budget
+
+        return within_budget(self, model, context)
+
+    def quantized(
+        self,
+        model: OnnxModel,
+        context: PassContext,
+        log: RewriteLog,
+        kept: Mapping[str, str],
+        estimator: RangeEstimator | None = None,
+    ) -> PassResult:
+        """Quantizes `model`, but for the `kept` layers: by output name, why they stay in float."""
         from optimc.passes._quantize_place import Placer
         from optimc.passes._quantize_ranges import assign, statistics_of
         from optimc.passes._quantize_select import Refusals
         from optimc.passes._quantize_units import node_label
 
-        self.check(model, context)
-        spec, log, graph = _spec(context), context.log, model.ir.graph
+        spec, graph = _spec(context), model.ir.graph
         refuse = Refusals(log)
-        candidates = self._candidates(graph, spec, refuse)
+        candidates = self._candidates(graph, spec, refuse, kept)
         statistics = statistics_of(candidates, model, context.calibration)
         selected = self._selected(graph, candidates, statistics, refuse)
         if not selected:
@@ -94,14 +135,21 @@ class QuantizeInt8(Pass):
             for unit in selected
             if log.allow(f"quantize {unit.node.op_type}", node_label(unit.node))
         ]
-        placer = Placer(graph, spec, assign(chosen, statistics, self._estimator(), spec))
+        affine = assign(chosen, statistics, estimator or self.estimator(), spec)
+        placer = Placer(graph, spec, affine)
         for unit in chosen:
             placer.place(unit)
         placer.finish()
         return PassResult(model.sealed(), bool(chosen), _stats(graph), log.rewrites, log.refusals)
 
-    def _candidates(self, graph: ir.Graph, spec: QuantizationSpec, refuse: Refusals) -> list[Unit]:
-        """The units that fit by themselves and that `keep_float` does not name."""
+    def _candidates(
+        self,
+        graph: ir.Graph,
+        spec: QuantizationSpec,
+        refuse: Refusals,
+        kept: Mapping[str, str],
+    ) -> list[Unit]:
+        """The units that fit by themselves and that neither `keep_float` nor `kept` names."""
         from optimc.passes._quantize_units import find_units
 
         units = []
@@ -109,10 +157,11 @@ class QuantizeInt8(Pass):
             nodes = (unit.node, *unit.absorbed)
             named = (p for p in self.keep_float if any(matches(node, p) for node in nodes))
             pattern = next(named, None)
-            if pattern is None:
+            reason = kept.get(layer_name(unit)) or (pattern and f"kept in float by `{pattern}`")
+            if reason is None:
                 units.append(unit)
             else:
-                refuse(unit.node, f"kept in float by `{pattern}`")
+                refuse(unit.node, reason)
         return units
 
     def _selected(
@@ -147,12 +196,24 @@ class QuantizeInt8(Pass):
                     fix="take those samples out of data.calibration, or correct its transform",
                 )
 
-    def _estimator(self) -> RangeEstimator:
-        from optimc.calibration.ranges import MeanSquaredError, MinMax, Percentile
+    def estimator(self) -> RangeEstimator:
+        """What chooses the ranges."""
+        from optimc.calibration.entropy import Entropy
+        from optimc.calibration.ranges import MeanSquaredError, MinMax, MovingAverage, Percentile
 
-        if self.ranges == "percentile":
-            return Percentile(self.percentile)
-        return MinMax() if self.ranges == "minmax" else MeanSquaredError()
+        estimators: dict[str, RangeEstimator] = {
+            "minmax": MinMax(),
+            "moving_average": MovingAverage(),
+            "percentile": Percentile(self.percentile),
+            "entropy": Entropy(),
+            "mse": MeanSquaredError(),
+        }
+        return estimators[self.ranges]
+
+
+def layer_name(unit: Unit) -> str:
+    """What a layer is known by: its node's first output, whose name stands nowhere else."""
+    return str(unit.node.outputs[0].name)
 
 
 def matches(node: ir.Node, pattern: str) -> bool:

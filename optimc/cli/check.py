@@ -39,11 +39,13 @@ def _check_model_and_data(recipe: Recipe) -> None:
     from optimc.pipeline.evaluation import check_metrics
     from optimc.pipeline.preprocess import check_embedding
     from optimc.pipeline.signatures import checked_signature
+    from optimc.pipeline.tuning import check_tuning
 
     recipe, signature = checked_signature(recipe)
     data = open_data(recipe, signature)
     check_embedding(recipe, signature, data)
     check_metrics(recipe, data.evaluation, signature)
+    check_tuning(recipe, data)
     if recipe.data is not None:
         splits = {name: data.splits[name] for name in recipe.data.splits}
         check_disjoint(splits, recipe.data.allow_overlap)

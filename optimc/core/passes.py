@@ -215,6 +215,76 @@ class Calibration(Protocol):
         """Reduces values over the first `samples`: see `optimc.calibration.values`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """How much worse than the source a model is by the recipe's first metric, in its own unit.
+
+    Positive where it is worse. `lower` and `upper` are the ends of one-sided 95 % intervals, paired
+    over `samples` samples.
+    """
+
+    point: float
+    lower: float
+    upper: float
+    samples: int
+
+
+class Tuning(Protocol):
+    """The recipe's first metric on the tuning split: all that a choice may see of quality."""
+
+    @property
+    def digest(self) -> str:
+        """Names the data, the metric with its options, and the source."""
+
+    @property
+    def metric(self) -> str:
+        """The metric's name."""
+
+    def drop(self, model: Model) -> Drop:
+        """The drop from the source to `model`, by ONNX Runtime with graph optimizations off."""
+
+    def sqnr_db(self, model: Model, reference: Model) -> float:
+        """The SQNR of the outputs of `model` on a few samples, `reference` being the signal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """A difference of latencies in milliseconds, with its two-sided 95 % interval."""
+
+    ms: float
+    low: float
+    high: float
+
+
+class Device(Protocol):
+    """Latencies on this machine."""
+
+    @property
+    def digest(self) -> str:
+        """Names the machine's features and what is timed there."""
+
+    @property
+    def target(self) -> str:
+        """The name of the target that engines are built for."""
+
+    def costs(self, model: Model, others: Mapping[str, Model]) -> Mapping[str, Cost] | str:
+        """By name: by how much `model` is slower than each of `others`; or why that is not known.
+
+        All are timed in turns, in one run.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A limit that a pass worked to, and what it came to: a check of the gate."""
+
+    name: str
+    """As the gate names its checks: ``max_drop.top1``."""
+    limit: float
+    drop: Drop
+    met: bool
+
+
 class UndeclaredInputError(Exception):
     """A pass read what it does not declare in `reads`: a bug of the pass."""
 
@@ -223,7 +293,7 @@ class UndeclaredInputError(Exception):
 class PassContext:
     """What a pass may use while it runs.
 
-    `spec` and `calibration` are there only for passes that declare to read them.
+    `spec`, `calibration`, `tuning`, `device`: there only for passes that declare to read them.
     """
 
     reads: frozenset[Input]
@@ -239,6 +309,11 @@ class PassContext:
     """What is known already of the model that the pass was given."""
     quantized_from: OnnxModel | None = None
     """The float model that a pass before this one quantized."""
+    tuning_data: Tuning | None = None
+    timed_device: Device | None = None
+    choice: Any = None
+    """What the pass chose by measuring when the lock was written (plain data), to be done again
+    under ``--locked``; None where it is to choose itself."""
 
     @property
     def float_model(self) -> OnnxModel | None:
@@ -264,6 +339,20 @@ class PassContext:
         assert self.calibration_data is not None
         return self.calibration_data
 
+    @property
+    def tuning(self) -> Tuning:
+        """The metric on the tuning split. Raises UndeclaredInputError unless TUNING is declared."""
+        self._declared(Input.TUNING)
+        assert self.tuning_data is not None
+        return self.tuning_data
+
+    @property
+    def device(self) -> Device:
+        """Latencies here. Raises UndeclaredInputError unless DEVICE is declared."""
+        self._declared(Input.DEVICE)
+        assert self.timed_device is not None
+        return self.timed_device
+
     def _declared(self, wanted: Input) -> None:
         if wanted not in self.reads:
             raise UndeclaredInputError(f"the pass reads {wanted.name} but does not declare it")
@@ -278,6 +367,12 @@ class PassResult:
     stats: Mapping[str, int | float | str] = field(default_factory=dict)
     rewrites: tuple[Rewrite, ...] = ()
     refusals: tuple[Refusal, ...] = ()
+    choice: Any = None
+    """What was chosen by measuring, as plain data: it goes into the lock."""
+    budget: Budget | None = None
+    """The limit that the pass worked to."""
+    notes: tuple[str, ...] = ()
+    """Lines for the report."""
 
 
 class Pass(BaseModel, ABC):
@@ -289,6 +384,7 @@ class Pass(BaseModel, ABC):
 
     level: ClassVar[Level]
     reads: ClassVar[frozenset[Input]] = frozenset()
+    """What every instance reads besides the model; see `needs`."""
     preserves: ClassVar[frozenset[type[Analysis[Any]]]] = frozenset()
     """The analyses whose results still hold after the pass changed the model."""
     quantizes: ClassVar[bool] = False
@@ -314,6 +410,11 @@ class Pass(BaseModel, ABC):
     def changes_dtypes(self) -> bool:
         """Whether inputs and outputs may become another float type; names and order never do."""
         return False
+
+    @property
+    def needs(self) -> frozenset[Input]:
+        """What this instance reads besides the model: `reads`, and more if options ask for it."""
+        return self.reads
 
     def check(self, model: Model, context: PassContext) -> None:
         """Raises PreconditionError where the pass cannot run on `model`, with the way out."""

@@ -17,7 +17,8 @@ class TensorStatistics:
     `minimum` and `maximum` are exact, of the finite elements (both 0 where there is none).
     `histogram` counts the finite elements in equal bins over ``[-limit, limit)``; `limit` is the
     least power of two above ``max(|minimum|, |maximum|)``. `count` is the number of all elements,
-    `non_finite` that of the infinities and NaNs among them.
+    `non_finite` that of the infinities and NaNs among them. `average_minimum` and `average_maximum`
+    are exponentially weighted means of the samples' own extremes, the last sample weighing most.
     """
 
     minimum: float
@@ -25,4 +26,6 @@ class TensorStatistics:
     count: int
     non_finite: int
     limit: float
+    average_minimum: float
+    average_maximum: float
     histogram: NDArray[np.int64]

@@ -322,6 +322,7 @@ def figures_of(result: CellResult) -> Figures:
         },
         throughput_per_s=_throughput_interval(result.footprint),
         size_mb=result.engine.bytes / 1e6 if result.engine else "not built",
+        budgets=tuple(o.budget for o in result.outcomes if o.budget is not None),
         not_measured=result.metrics if isinstance(result.metrics, str) else "no such metric",
         not_timed=result.cases if isinstance(result.cases, str) else "no such case",
     )

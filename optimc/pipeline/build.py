@@ -6,6 +6,7 @@ import contextlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,9 +38,11 @@ from optimc.pipeline.plan import Step, make_plan
 from optimc.pipeline.preprocess import starting_point
 from optimc.pipeline.probes import Effort, Probe, ProbeSource, probes_digest
 from optimc.pipeline.reach import Reach, reach_code, reach_of
+from optimc.pipeline.tuning import TuningMetric, check_tuning, pass_inputs
 from optimc.pipeline.verification import PASSED, PassVerifier, Segment, Verdict
 
 if TYPE_CHECKING:
+    from optimc.calibration.observe import ActivationCalibration
     from optimc.core.passes import Calibration
     from optimc.core.targets import Engine
     from optimc.measure.metric import Records
@@ -91,6 +94,8 @@ class Build:
         """The lock's content, with `--locked`."""
         self.records: dict[str, dict[str, Records]] = {}
         """By cell and metric: what each engine answered, sample by sample."""
+        self.observed: ActivationCalibration | None = None
+        """What was observed of the source, where a pass asked for it."""
         self.files: tuple[Path, ...] = ()
         """The report's files, once they are written."""
 
@@ -124,6 +129,7 @@ class Build:
         check_overlap(self.recipe, self.data, cache)
         if self.options.measure:
             check_metrics(self.recipe, self.data.evaluation, self.source.model.signature)
+        check_tuning(self.recipe, self.data)
         self._check_lock()
         self.start = starting_point(self.recipe, self.source, self.data, cache, self.limits)
         self._note_what_is_special()
@@ -143,9 +149,13 @@ class Build:
     def _note_what_is_special(self) -> None:
         self.notes += [*self.source.notes, *self.start.notes]
         if self.data.random:
+            ranges = "checks" if self.data.table else "ranges and checks"
             self.warnings.append(
-                "no calibration data is named: ranges and checks are of seeded random data"
+                f"no calibration data is named: {ranges} are of seeded random data"
             )
+        if self.data.table is not None:
+            samples = self.data.table.about.get("samples", "unknown")
+            self.notes.append(f"ranges are of a calibration table (samples: {samples})")
         if self.data.evaluation is None:
             self.warnings.append("no evaluation data is named: no metric was measured")
         if self.options.verify == "off":
@@ -177,13 +187,13 @@ class Build:
             self.probed = {"passes": len(pass_oracle.probes), "engines": len(engine_oracle.probes)}
             self.observer.on_stage("running passes")
             inner = InnerValues(verified_by(self.recipe), self.workspace)
+            self.engines = EngineBuilder(
+                self.cache, self.limits, self.workspace, self.recipe.seed, inner, self.data.sizes
+            )
             models = self._run_passes(
                 PassVerifier(pass_oracle, inner, skip_reason=skip), pass_oracle
             )
             self.observer.on_stage("building and verifying engines")
-            self.engines = EngineBuilder(
-                self.cache, self.limits, self.workspace, self.recipe.seed, inner, self.data.sizes
-            )
             built = {name: m for name, m in models.items() if name not in self.plan.unavailable}
             self.observer.on_cells(len(built))
             run_side_by_side(
@@ -243,8 +253,17 @@ class Build:
         )
         models: dict[str, OnnxModel] = {}
         start = Segment(self.start.model.digest, self.start.path)
-        self._walk(self.plan.root, self.start.model, start, (), models)
+        try:
+            self._walk(self.plan.root, self.start.model, start, (), models)
+        finally:
+            if "tuning" in self.__dict__:
+                self.tuning.close()
         return models
+
+    @cached_property
+    def tuning(self) -> TuningMetric:
+        """The first metric on the tuning split, for passes that choose."""
+        return TuningMetric(self)
 
     def _judges_lossy_passes(self) -> bool:
         """Whether the default SQNR bound holds: only where no metric can judge instead."""
@@ -264,7 +283,8 @@ class Build:
         for child in step.children:
             assert child.entry is not None
             required = child.entry.required or self.options.fail_on_rollback
-            inputs = PassInputs(child.spec, self._calibration(child))
+            more = pass_inputs(self, child, len(outcomes))
+            inputs = PassInputs(child.spec, self._calibration(child), **more)
             try:
                 outcome = self.manager.run(
                     child.entry.pass_, model, segment, inputs, required=required
@@ -275,6 +295,7 @@ class Build:
             if outcome.failure is not None:
                 self._fail_below(child, (*outcomes, outcome), outcome.failure)
                 continue
+            self.notes += [f"{outcome.name} for {outcome.runtime}: {n}" for n in outcome.notes]
             self._walk(child, outcome.model, outcome.segment, (*outcomes, outcome), models)
 
     def _fail_below(self, step: Step, outcomes: tuple[PassOutcome, ...], reason: str) -> None:
@@ -285,16 +306,18 @@ class Build:
 
     def _calibration(self, step: Step) -> Calibration | None:
         assert step.entry is not None
-        if Input.CALIBRATION not in step.entry.pass_.reads:
+        if Input.CALIBRATION not in step.entry.pass_.needs:
             return None
         return self.calibration()
 
     def calibration(self) -> Calibration:
         """The statistics of the source's values, observed once a build at most."""
-        if not hasattr(self, "_observed"):
+        if self.data.table is not None:
+            return self.data.table
+        if self.observed is None:
             from optimc.calibration.observe import ActivationCalibration
 
-            self._observed = ActivationCalibration(
+            self.observed = ActivationCalibration(
                 self.start.model,
                 self.start.data.calibration,
                 seed=self.recipe.seed,
@@ -302,7 +325,7 @@ class Build:
                 limits=self.limits,
                 progress=self.observer.on_share,
             )
-        return self._observed
+        return self.observed
 
     def proved(
         self,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from optimc.calibration.dataset import Dataset
+    from optimc.calibration.stored import StoredCalibration
     from optimc.core.model import Signature
     from optimc.core.store import Store
     from optimc.pipeline.recipe.schema import DimRange, Recipe
@@ -31,6 +32,8 @@ class BuildData:
     """Whether calibration runs on seeded inputs because the recipe names no data for it."""
     feed: int
     """Samples in one feed where the model fixes it, else 1."""
+    table: StoredCalibration | None = None
+    """What ranges are taken from where the recipe names a table in place of calibration data."""
 
     @property
     def sizes(self) -> dict[str, DimSizes]:
@@ -59,7 +62,8 @@ class BuildData:
 
     def digests(self) -> dict[str, str]:
         """By split, for the lock."""
-        return {name: dataset.digest for name, dataset in sorted(self.splits.items())}
+        table = {"calibration_table": self.table.digest} if self.table is not None else {}
+        return {name: d.digest for name, d in sorted(self.splits.items())} | table
 
 
 def open_data(recipe: Recipe, signature: Signature) -> BuildData:
@@ -91,7 +95,15 @@ def open_data(recipe: Recipe, signature: Signature) -> BuildData:
         sizes = {name: dim.typical for name, dim in dims.items()}
         samples = RANDOM_SAMPLES + -RANDOM_SAMPLES % feed
         splits["calibration"] = RandomDataset(signature, sizes, ranges, recipe.seed, samples)
-    return BuildData(splits, dims, random, feed)
+    return BuildData(splits, dims, random, feed, _table(recipe))
+
+
+def _table(recipe: Recipe) -> StoredCalibration | None:
+    from optimc.calibration.stored import StoredCalibration
+
+    if recipe.data is None or recipe.data.calibration_table is None:
+        return None
+    return StoredCalibration(recipe.folder / recipe.data.calibration_table)
 
 
 def check_overlap(recipe: Recipe, data: BuildData, store: Store) -> None:

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from optimc.core.cpu import cpu_features
 from optimc.core.digest import digest_of
@@ -117,6 +117,13 @@ def _check_labels(name: str, metric: RegularMetric, dataset: Dataset, sizes: lis
             raise InputError(error.what, where=where, fix=error.fix) from error
 
 
+class Runs(Protocol):
+    """Something that computes a model's outputs."""
+
+    def run(self, feeds: Arrays) -> Arrays:
+        """The outputs for `feeds`, by name."""
+
+
 @dataclass
 class Evaluator:
     """Runs engines over the evaluation data, each batch once for all metrics."""
@@ -224,7 +231,6 @@ class Evaluator:
     def _measure(
         self, name: str, engine: Engine, wanted: list[str], dataset: Dataset
     ) -> dict[str, Records]:
-        recorders = {key: self.metrics[key].recorder() for key in wanted}
         against_source = any(self.metrics[key].needs_source for key in wanted)
         with ExitStack() as stack:
             worker = stack.enter_context(
@@ -237,11 +243,18 @@ class Evaluator:
                     EngineWorker(self._source, name="the source's engine", limits=self.limits)
                 )
                 other.reopen()
-            results = self._results(name, dataset, worker, other, self._judged(wanted))
-            per_label, rows = self.dataset.samples_per_label, has_rows(self.signature)
-            for result in in_order(results, per_label, rows=rows):
-                for recorder in recorders.values():
-                    recorder.update(result.outputs, result.labels, result.source)
+            return self.records(name, dataset, worker, other, wanted)
+
+    def records(
+        self, name: str, dataset: Dataset, worker: Runs, other: Runs | None, wanted: list[str]
+    ) -> dict[str, Records]:
+        """What the metrics `wanted` record of `worker` on `dataset`; `other` runs the source."""
+        recorders = {key: self.metrics[key].recorder() for key in wanted}
+        results = self._results(name, dataset, worker, other, self._judged(wanted))
+        per_label, rows = self.dataset.samples_per_label, has_rows(self.signature)
+        for result in in_order(results, per_label, rows=rows):
+            for recorder in recorders.values():
+                recorder.update(result.outputs, result.labels, result.source)
         return {key: recorder.records() for key, recorder in recorders.items()}
 
     def _judged(self, wanted: list[str]) -> set[str] | None:
@@ -261,16 +274,16 @@ class Evaluator:
         self,
         name: str,
         dataset: Dataset,
-        worker: EngineWorker,
-        other: EngineWorker | None,
+        worker: Runs,
+        other: Runs | None,
         judged: set[str] | None,
     ) -> Iterator[Result]:
         """What comes of each batch of `dataset`, in the order of batches."""
         done = 0
         # The source always gets what the transform makes of the samples, the engine maybe raw ones.
-        references = self._batches(self.dataset) if other else repeat(None)
+        references = self.batches(self.dataset) if other else repeat(None)
         for (count, feeds, batch), reference in zip(
-            self._batches(dataset), references, strict=False
+            self.batches(dataset), references, strict=False
         ):
             outputs = _first(worker.run(feeds), count, feeds, judged)
             source = None
@@ -292,7 +305,7 @@ class Evaluator:
         size = min(dim.max, max(_BATCH, dim.min))
         return max(size - size % dim.multiple_of, dim.min)
 
-    def _batches(self, dataset: Dataset) -> Iterator[tuple[int, Arrays, Batch]]:
+    def batches(self, dataset: Dataset) -> Iterator[tuple[int, Arrays, Batch]]:
         """Real samples in a batch, its feeds (filled up where the model takes no less), itself."""
         size = self._batch()
         for batch in dataset.batches(size):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from optimc import __version__
 from optimc.core.errors import CellError, InputError, OptimcError
 from optimc.core.files import alone_in, atomic_folder, file_sha256
+from optimc.core.passes import Budget
 from optimc.core.targets import Engine, Target
 from optimc.pipeline import assemble
 from optimc.pipeline.assemble import CellResult, figures_of, skipped
@@ -100,6 +101,11 @@ def _default_bound(build: Build, result: CellResult) -> None:
     if not result.lossy or isinstance(result.metrics, str):
         return
     limited = set(build.recipe.gate.drop) if build.recipe.gate else set()
+    budget = next((o.budget for o in result.outcomes if o.budget is not None), None)
+    if budget is not None:
+        if not limited:
+            _held_to_budget(result, budget)
+        return
     for name, metric in result.metrics.items():
         if limited or isinstance(metric.drop, str) or isinstance(metric.source, Skipped):
             return
@@ -110,6 +116,20 @@ def _default_bound(build: Build, result: CellResult) -> None:
                 f"{metric.source:.4g} (fix: limit it yourself: gate: {{drop: {{{name}: ...}}}})"
             )
         return  # the first metric is the one that choices and limits use
+
+
+def _held_to_budget(result: CellResult, budget: Budget) -> None:
+    """What `max_drop` promised on the tuning split must not be refuted by the evaluation split.
+
+    Where it was not met there, the gate says so already.
+    """
+    assert not isinstance(result.metrics, str)
+    drop = next(iter(result.metrics.values())).drop
+    if budget.met and not isinstance(drop, str) and drop.lower > budget.limit:
+        result.fail(
+            f"{budget.name} was met on the tuning data, but on the evaluation data it drops by"
+            f" {drop.point:.4g}, at least {drop.lower:.4g} (fix: more tuning data)"
+        )
 
 
 def time_cells(build: Build) -> BuildTimings:
@@ -230,6 +250,7 @@ def finish(build: Build) -> schema.Report:
     )
     with alone_in(build.options.out):
         write_artifacts(build)
+        _write_calibration(build)
         report = with_details(build, gate, report)
         build.files = write_report(report, build.options.out)
     return report
@@ -245,6 +266,15 @@ def _records(build: Build) -> schema.RecordsFile | None:
     if not write_records(build.options.out, dataset.digest, metrics, build.records):
         return None
     return schema.RecordsFile(path=FILE, data=dataset.digest)
+
+
+def _write_calibration(build: Build) -> None:
+    """Leaves the source's calibration table in ``calibration/``, where there is one."""
+    from optimc.calibration.stored import write_calibration
+
+    exported = build.observed.exported() if build.observed is not None else None
+    if exported is not None:
+        write_calibration(build.options.out / "calibration", *exported)
 
 
 def write_artifacts(build: Build) -> None:
@@ -305,11 +335,14 @@ def _choices(build: Build, gate: GateResult, path: Path) -> dict[str, Any]:
 
 
 def lock_cells(build: Build) -> dict[str, Any]:
-    """By cell: the digest of the model after each pass, and the engine's identity."""
+    """By cell: the digest of the model after each pass with what the pass chose by measuring, and
+    the engine's identity."""
     return {
         result.cell.name: {
             "passes": [
-                {"pass": outcome.name, "model": outcome.model.digest} for outcome in result.outcomes
+                {"pass": outcome.name, "model": outcome.model.digest}
+                | ({} if outcome.choice is None else {"choice": outcome.choice})
+                for outcome in result.outcomes
             ],
             "engine": result.engine.digest,
             "engine_of": result.engine.manifest["identity"]["of"],

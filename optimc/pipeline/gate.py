@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
+from optimc.core.passes import Budget
 from optimc.measure.statistics import Interval, Percentile, samples_to_decide
 from optimc.pipeline.recipe.schema import BEST, cells_matching
 from optimc.report.schema import Check, Gate
@@ -46,6 +48,8 @@ class Figures:
     """By the case's name, in the recipe's order: limits mean the first."""
     throughput_per_s: Interval | str = "not measured"
     size_mb: float | str = "not built"
+    budgets: Sequence[Budget] = ()
+    """Limits that passes worked to, which are judged on the tuning split by their point."""
     not_measured: str = "no such metric"
     """Why a metric has no figure."""
     not_timed: str = "no such case"
@@ -78,7 +82,13 @@ def judge(
     `chosen` replays an earlier choice of the best: that cell has to meet every limit now.
     """
     if gate is None:
-        return GateResult(Gate(verdict="none", checks=()), None)
+        unmet = tuple(
+            check
+            for cell in cells
+            for check in map(partial(_budget_check, cell), cell.budgets)
+            if cell.built and check.verdict == "failed"
+        )
+        return GateResult(Gate(verdict="failed" if unmet else "none", checks=unmet), None)
     asked = [cell for cell in cells if cell.built and _asked(gate, cell)]
     by_cell = {cell.name: _checks(gate, cell) for cell in asked}
     if gate.ship == BEST:
@@ -157,7 +167,22 @@ def _checks(gate: GateRecipe, cell: Figures) -> list[Check]:
         checks.append(_interval_check(cell, name, "at_least", limit, cell.throughput_per_s))
     if gate.size_mb is not None:
         checks.append(_exact_check(cell, "size_mb", "at_most", gate.size_mb, cell.size_mb))
-    return checks
+    return [*checks, *(_budget_check(cell, budget) for budget in cell.budgets)]
+
+
+def _budget_check(cell: Figures, budget: Budget) -> Check:
+    """Whether a pass met its limit: it chose by the point, and says so where it found nothing."""
+    return Check(
+        name=budget.name,
+        variant=cell.variant,
+        target=cell.target,
+        bound="at_most",
+        limit=float(budget.limit),
+        value=budget.drop.point,
+        ci95=Skipped(skipped="a pass chose by the point on the tuning split; the notes have it"),
+        verdict="passed" if budget.met else "failed",
+        samples=Skipped(skipped="a pass chose by the point"),
+    )
 
 
 def _as_interval(value: Percentile | str) -> Interval | str:

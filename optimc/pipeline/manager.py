@@ -17,7 +17,10 @@ from optimc.core.digest import digest_of
 from optimc.core.errors import CellError, OptimcError
 from optimc.core.model import OnnxModel, load_model
 from optimc.core.passes import (
+    Budget,
     Calibration,
+    Device,
+    Drop,
     EffectKind,
     Input,
     Pass,
@@ -26,6 +29,7 @@ from optimc.core.passes import (
     Rewrite,
     RewriteKey,
     RewriteLog,
+    Tuning,
 )
 from optimc.core.targets import TargetSpec
 from optimc.pipeline.cache import Cache
@@ -55,6 +59,12 @@ class PassOutcome:
     """Whether the pass may change the numbers, whatever verification could say of it."""
     runtime: str | None = None
     """The runtime whose spec the pass read."""
+    choice: Any = None
+    """What the pass chose by measuring, for the lock."""
+    budget: Budget | None = None
+    """The limit that the pass worked to, for the gate."""
+    notes: tuple[str, ...] = ()
+    """What the pass says, for the report."""
 
 
 class Observer(Protocol):
@@ -76,6 +86,10 @@ class PassInputs:
 
     spec: TargetSpec | None
     calibration: Calibration | None
+    tuning: Tuning | None = None
+    device: Device | None = None
+    choice: Any = None
+    """What the lock says that the pass chose, with ``--locked``."""
 
 
 @dataclass
@@ -134,15 +148,17 @@ class PassManager:
     def _key(self, pass_: Pass, model: OnnxModel, segment: Segment, inputs: PassInputs) -> str:
         name = pass_.pass_name()
         reads: dict[str, Any] = {}
-        if Input.SPEC in pass_.reads and inputs.spec is not None:
+        if Input.SPEC in pass_.needs and inputs.spec is not None:
             reads["spec"] = inputs.spec.digest
-        if Input.CALIBRATION in pass_.reads and inputs.calibration is not None:
+        if Input.CALIBRATION in pass_.needs and inputs.calibration is not None:
             reads["calibration"] = inputs.calibration.digest
-        if Input.FLOAT in pass_.reads and segment.quantized_from is not None:
+        if Input.FLOAT in pass_.needs and segment.quantized_from is not None:
             origin = segment.quantized_from
             reads["float"] = [origin.digest, origin.names_digest]
-        if Input.DEVICE in pass_.reads:
-            reads["device"] = sorted(cpu_features())
+        if Input.TUNING in pass_.needs and inputs.tuning is not None:
+            reads["tuning"] = [inputs.tuning.digest, inputs.choice]
+        if Input.DEVICE in pass_.needs:
+            reads["device"] = inputs.device.digest if inputs.device else sorted(cpu_features())
         return digest_of(
             [name, pass_.version, pass_.options(), self.limits.get(name), self.seed],
             [compiler_digest(), source_digest(type(pass_)), tool_versions(pass_.tools)],
@@ -198,7 +214,7 @@ class PassManager:
                 observer.on_progress(name, share, text)
 
         return PassContext(
-            reads=pass_.reads,
+            reads=pass_.needs,
             log=RewriteLog(self.limits.get(name), only=self.only.get(name)),
             seed=self.seed,
             analyses=self._analyses(model),
@@ -206,6 +222,9 @@ class PassManager:
             target_spec=inputs.spec,
             calibration_data=inputs.calibration,
             quantized_from=segment.quantized_from,
+            tuning_data=inputs.tuning,
+            timed_device=inputs.device,
+            choice=inputs.choice,
             progress=progress,
         )
 
@@ -230,7 +249,8 @@ class PassManager:
         required: bool,
     ) -> PassOutcome:
         finding = Finding(**{**record["finding"], "verdict": Verdict(record["finding"]["verdict"])})
-        if self.judge_lossy:
+        # A pass that worked to a limit of its own was judged by a metric already.
+        if self.judge_lossy and record["budget"] is None:
             finding = held_to_bound(finding, pass_.effect)
         failure = None
         after = model
@@ -260,6 +280,9 @@ class PassManager:
             refusals=tuple(record["refusals"]),
             failure=failure,
             lossy=pass_.effect.kind is EffectKind.LOSSY,
+            choice=record["choice"],
+            budget=_read_budget(record["budget"]),
+            notes=tuple(record["notes"]),
         )
 
 
@@ -285,7 +308,7 @@ def _run_pass(pass_: Pass, model: OnnxModel, context: PassContext) -> PassResult
     assert isinstance(result.model, OnnxModel)
     sealed = result.model.sealed()
     modified = result.modified or sealed.digest != model.digest
-    return PassResult(sealed, modified, result.stats, result.rewrites, result.refusals)
+    return replace(result, model=sealed, modified=modified)
 
 
 def _interface_finding(pass_: Pass, before: OnnxModel, after: OnnxModel) -> Finding | None:
@@ -322,4 +345,11 @@ def _record(result: PassResult, finding: Finding) -> dict[str, Any]:
         "rewrites": [asdict(rewrite) for rewrite in result.rewrites],
         "refusals": [asdict(refusal) for refusal in result.refusals],
         "finding": asdict(finding),
+        "choice": result.choice,
+        "budget": None if result.budget is None else asdict(result.budget),
+        "notes": list(result.notes),
     }
+
+
+def _read_budget(data: Mapping[str, Any] | None) -> Budget | None:
+    return None if data is None else Budget(**{**data, "drop": Drop(**data["drop"])})

@@ -17,6 +17,7 @@ from optimc.core.errors import InputError, OptimcError, UnavailableError, unknow
 from optimc.core.model import Level
 from optimc.core.passes import Input, Pass
 from optimc.core.targets import Target, TargetSpec
+from optimc.pipeline.choosing import check_choices
 
 if TYPE_CHECKING:
     from optimc.pipeline.recipe.schema import PassEntry, Recipe
@@ -100,6 +101,7 @@ def make_plan(recipe: Recipe, *, variant: str | None = None, target: str | None 
     for name, one in recipe.variants.items():
         _check_levels(name, one.passes)
         _check_float_models(name, one.passes)
+    check_choices(recipe)
     for variant_name, target_name in recipe.cells:
         if not fnmatchcase(variant_name, variant or "*") or not fnmatchcase(
             target_name, target or "*"
@@ -145,7 +147,7 @@ def _check_float_models(variant: str, passes: Sequence[PassEntry]) -> None:
     quantizes = False
     for entry in passes:
         name = entry.pass_.pass_name()
-        if Input.FLOAT in entry.pass_.reads and not quantizes:
+        if Input.FLOAT in entry.pass_.needs and not quantizes:
             raise InputError(
                 f"{name} compares with the float model, and no pass before it quantizes one",
                 where=f"variants.{variant}",
@@ -162,7 +164,7 @@ def _availability(cell: Cell) -> UnavailableError | None:
 
 
 def _quantizable(cell: Cell, passes: Sequence[PassEntry]) -> UnavailableError | None:
-    needs = [e.pass_.pass_name() for e in passes if Input.CALIBRATION in e.pass_.reads]
+    needs = [e.pass_.pass_name() for e in passes if Input.CALIBRATION in e.pass_.needs]
     if needs and cell.target.spec().quantization is None:
         return UnavailableError(
             f"{cell.target.runtime} runs no INT8: {needs[0]} has nothing to place",
@@ -176,7 +178,7 @@ def _place(root: Step, cell: Cell, passes: Sequence[PassEntry]) -> None:
     """Walks down the tree along the passes, and forks where a key is new."""
     step = root
     for entry in passes:
-        spec = cell.target.spec() if Input.SPEC in entry.pass_.reads else None
+        spec = cell.target.spec() if Input.SPEC in entry.pass_.needs else None
         key = digest_of(step.key, _identity(entry.pass_), entry.required, spec and spec.digest)
         child = next((child for child in step.children if child.key == key), None)
         if child is None:
@@ -196,7 +198,7 @@ def _describe(step: Step) -> str:
     defaults = {name: field.get_default() for name, field in type(pass_).model_fields.items()}
     changed = {k: v for k, v in pass_.options().items() if v != defaults.get(k)}
     options = ", ".join(f"{name}={value}" for name, value in changed.items())
-    reads = ", ".join(sorted(pass_.reads))
+    reads = ", ".join(sorted(pass_.needs))
     shared = len(list(step.all_cells()))
     notes = [f"{pass_.effect.kind}", *([f"reads {reads}"] if reads else [])]
     if step.spec is not None:

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimc.core.model import OnnxModel
-from optimc.core.passes import Calibration, Pass, PassContext, PassResult, RewriteKey, RewriteLog
+from optimc.core.passes import (
+    Calibration,
+    Device,
+    Pass,
+    PassContext,
+    PassResult,
+    RewriteKey,
+    RewriteLog,
+    Tuning,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,6 +35,9 @@ def run_pass(
     spec: TargetSpec | None = None,
     calibration: Calibration | None = None,
     quantized_from: OnnxModel | None = None,
+    tuning: Tuning | None = None,
+    device: Device | None = None,
+    choice: Any = None,
     limit: int | None = None,
     only: frozenset[RewriteKey] | None = None,
     seed: int = 0,
@@ -37,20 +50,21 @@ def run_pass(
     clone = model.clone()
     with tempfile.TemporaryDirectory(prefix="optimc-pass-") as folder:
         context = PassContext(
-            reads=pass_.reads,
+            reads=pass_.needs,
             log=RewriteLog(limit, only=only),
             seed=seed,
             workspace=Path(folder),
             target_spec=spec,
             calibration_data=calibration,
             quantized_from=quantized_from,
+            tuning_data=tuning,
+            timed_device=device,
+            choice=choice,
         )
         pass_.check(clone, context)
         result = pass_.run(clone, context)
     assert isinstance(result.model, OnnxModel)
-    return PassResult(
-        result.model.sealed(), result.modified, result.stats, result.rewrites, result.refusals
-    )
+    return replace(result, model=result.model.sealed())
 
 
 def run_model(model: OnnxModel, feeds: Sequence[Feeds]) -> list[dict[str, NDArray[Any]]]:

@@ -9,8 +9,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from optimc.calibration.affine import Affine, IntegerType, Range
-from optimc.calibration.observers import BINS, HistogramObserver
-from optimc.calibration.ranges import MeanSquaredError, MinMax, Percentile, RangeEstimator
+from optimc.calibration.entropy import Entropy
+from optimc.calibration.observers import AVERAGING, BINS, HistogramObserver
+from optimc.calibration.ranges import (
+    MeanSquaredError,
+    MinMax,
+    MovingAverage,
+    Percentile,
+    RangeEstimator,
+)
 from optimc.core.statistics import TensorStatistics
 
 FLOATS = arrays.arrays(np.float32, st.integers(1, 200), elements=st.floats(width=32))
@@ -106,6 +113,91 @@ def test_squared_error_is_least_of_all(seen: TensorStatistics, kind: IntegerType
     assert least <= noise(seen, Percentile(99.99), kind) * 1.001
 
 
+@given(
+    values=arrays.arrays(
+        np.float32,
+        st.tuples(st.integers(1, 12), st.integers(1, 5)),
+        elements=st.floats(-9, 9, width=32),
+    ),
+    cut=st.integers(0, 12),
+)
+@settings(max_examples=100, deadline=None)
+def test_means_of_extremes_depend_on_the_order_alone(values: np.ndarray, cut: int) -> None:
+    whole, parts = HistogramObserver(64), HistogramObserver(64)
+    whole.update(values, len(values))
+    for part in (values[:cut], values[cut:]):
+        if len(part):
+            parts.update(part.reshape(-1), len(part))  # any shape whose rows are the samples'
+    weights = (1 - AVERAGING) ** np.arange(len(values))[::-1]
+    expected = [np.average(f(values, axis=1), weights=weights) for f in (np.min, np.max)]
+    for observer in (whole, parts):
+        seen = observer.statistics()
+        found = [seen.average_minimum, seen.average_maximum]
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_value_that_does_not_count_samples_is_one_observation() -> None:
+    observer = HistogramObserver(64)
+    observer.update(np.float32([1, 2, 3]), 2)
+    observer.update(np.float32([np.inf, -4]), 2)
+    seen = observer.statistics()
+    old = 1 - AVERAGING
+    assert seen.average_minimum == pytest.approx((old * 1 - 4) / (old + 1))
+    assert seen.average_maximum == pytest.approx((old * 3 - 4) / (old + 1))
+
+
+def test_moving_average_clips_what_few_samples_reach() -> None:
+    values = np.tile(np.float32([[-1, 2]]), (100, 1))
+    values[40] = [-50, 70]
+    observer = HistogramObserver()
+    observer.update(values, 100)
+    found = MovingAverage().estimate(observer.statistics(), U8)
+    assert -2 < found.low < -1
+    assert 2 < found.high < 4
+
+
+def test_entropy_cuts_a_lone_outlier_and_keeps_what_is_even() -> None:
+    rng = np.random.default_rng(0)
+    bulk = rng.normal(0, 1, 200_000).astype(np.float32)
+    cut = Entropy().estimate(observed(np.append(bulk, np.float32(60))), S8)
+    assert 3.5 < cut.high < 8
+    assert cut.low == pytest.approx(bulk.min())
+    even = observed(rng.uniform(-1, 1, 100_000).astype(np.float32))
+    assert Entropy().estimate(even, S8).magnitude > 0.99
+
+
+def test_entropy_takes_the_threshold_of_least_divergence() -> None:
+    """Against the textbook's loop over bins, written out from the slides."""
+    values = np.random.default_rng(1).laplace(0, 1, 20_000).astype(np.float32)
+    seen = observed(values, bins=2048)
+    counts = seen.histogram[1024:] + seen.histogram[:1024][::-1]
+    counts = counts[: int(np.ceil(np.abs(values).max() / seen.limit * 1024))].astype(float)
+    counts[0] = counts[1]
+
+    def divergence(bins: int) -> float:
+        p = counts[:bins].copy()
+        p[-1] += counts[bins:].sum()
+        q = np.zeros(bins)
+        groups = [
+            int(np.searchsorted(np.arange(128) * bins // 128, i, "right")) for i in range(bins)
+        ]
+        for group in set(groups):
+            inside = [i for i in range(bins) if groups[i] == group and counts[i]]
+            for i in inside:
+                q[i] = sum(counts[j] for j in inside) / len(inside)
+        there = p > 0
+        if (q[there] == 0).any():
+            return np.inf
+        p, q = p / p.sum(), q / (q.sum() + counts[bins:].sum())
+        return float(np.sum(p[there] * np.log(p[there] / q[there])))
+
+    width = 2 * seen.limit / 2048
+    step = max(1, (len(counts) - 128) // 256)
+    best = min(range(len(counts), 128, -step), key=divergence)
+    found = Entropy().estimate(seen, S8)
+    assert found.magnitude == pytest.approx(min(best * width, np.abs(values).max()))
+
+
 def test_outliers_do_not_take_the_range() -> None:
     values = np.random.default_rng(0).normal(0, 1, 1_000_000).astype(np.float32)
     values[0] = 20.0
@@ -114,7 +206,9 @@ def test_outliers_do_not_take_the_range() -> None:
     assert MeanSquaredError().estimate(observed(values[:100_000]), U8).high > 900
 
 
-@pytest.mark.parametrize("estimator", [MinMax(), Percentile(), MeanSquaredError()])
+@pytest.mark.parametrize(
+    "estimator", [MinMax(), MovingAverage(), Percentile(), Entropy(), MeanSquaredError()]
+)
 @pytest.mark.parametrize("kind", [U8, S8])
 def test_dead_tensors_get_a_scale_of_one(estimator: RangeEstimator, kind: IntegerType) -> None:
     affine = kind.parameters(estimator.estimate(observed(np.zeros(10, np.float32)), kind))

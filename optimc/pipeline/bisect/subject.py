@@ -138,7 +138,7 @@ class Subject:
         )
 
     def _calibration_for(self, step: PassStep) -> Calibration | None:
-        if Input.CALIBRATION not in step.entry.pass_.reads:
+        if Input.CALIBRATION not in step.entry.pass_.needs:
             return None
         if self._calibration is None:
             from optimc.calibration.observe import ActivationCalibration
@@ -223,7 +223,7 @@ def chosen_cell(plan: Plan, recipe: Recipe, name: str | None) -> Cell:
 
 def _steps(recipe: Recipe, cell: Cell) -> list[PassStep]:
     return [
-        PassStep(entry, cell.target.spec() if Input.SPEC in entry.pass_.reads else None)
+        PassStep(entry, cell.target.spec() if Input.SPEC in entry.pass_.needs else None)
         for entry in recipe.variants[cell.variant].passes
     ]
 

@@ -6,16 +6,14 @@ import fnmatch
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     InstanceOf,
     PrivateAttr,
-    WithJsonSchema,
     model_validator,
 )
 
@@ -25,10 +23,10 @@ from optimc.core.descriptions import wanted
 from optimc.core.digest import digest_of
 from optimc.core.passes import Pass
 from optimc.core.targets import Target
+from optimc.core.units import Seconds
 from optimc.measure.metric import SampleMetric
 from optimc.measure.user_metric import UserMetric
 from optimc.pipeline.recipe.model_sources import ModelSource
-from optimc.pipeline.units import DURATION_PATTERN, parse_duration
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """Names of variants and targets: they become folder names."""
@@ -50,25 +48,11 @@ class Part(BaseModel):
     )
 
 
-def _seconds(value: Any) -> Any:
-    if isinstance(value, str):
-        return parse_duration(value)
-    raise ValueError("not a duration: write a number and a unit, such as `60 s`")
-
-
 Percentile: TypeAlias = Literal["p50", "p90", "p99"]
 Count: TypeAlias = Annotated[int, Field(ge=1)]
 Size: TypeAlias = Annotated[int, Field(ge=0)]
 DimName: TypeAlias = Annotated[str, Field(min_length=1)]
 Positive: TypeAlias = Annotated[float, Field(gt=0)]
-Seconds: TypeAlias = Annotated[
-    float,
-    BeforeValidator(_seconds),
-    Field(gt=0),
-    WithJsonSchema({"type": "string", "pattern": DURATION_PATTERN}),
-]
-
-
 ValueName: TypeAlias = Annotated[str, Field(min_length=1)]
 
 
@@ -205,6 +189,9 @@ class Data(Part):
 
     calibration: DataSource | None = None
     """What ranges are taken from."""
+    calibration_table: Annotated[str, Field(min_length=1)] | None = None
+    """The `calibration/table.json` that an earlier build of the same model left, in place of
+    `calibration`: ranges are taken from it, and nothing is observed."""
     tuning: DataSource | None = None
     """All that choices may see."""
     training: DataSource | None = None
@@ -213,6 +200,12 @@ class Data(Part):
     """What every engine is judged by."""
     allow_overlap: bool = False
     """Whether the same whole sample may stand in two splits."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.calibration is not None and self.calibration_table is not None:
+            raise ValueError("names both `calibration` and `calibration_table`\nkeep one of them")
+        return self
 
     @property
     def splits(self) -> dict[str, DataSource]:

@@ -70,6 +70,10 @@ class _SectionReader:
         """Sections with paths resolved, and what is missing on disk noted."""
         model = resolved_model(sections.model, _find(root, ("model",)), self._reading)
         splits = sections.data.splits if sections.data is not None else {}
+        table = sections.data.calibration_table if sections.data is not None else None
+        if table is not None:
+            node = _find(root, ("data", "calibration_table"))
+            self._reading.existing(self._reading.folder / table, node)
         for name, source in splits.items():
             node = _find(root, ("data", name))
             for file in source.files(self._reading.folder):

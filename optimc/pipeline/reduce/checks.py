@@ -94,7 +94,7 @@ class PassCheck:
         from optimc.core.passes import EffectKind, Input
 
         name = pass_.pass_name()
-        needs = sorted(pass_.reads - {Input.SPEC, Input.DEVICE})
+        needs = sorted(pass_.needs - {Input.SPEC, Input.DEVICE})
         if needs:
             raise InputError(
                 f"the pass {name} reads {', '.join(needs)} data, which reduce does not have",

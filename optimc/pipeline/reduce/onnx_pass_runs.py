@@ -36,7 +36,7 @@ def run_on_file(
     model = OnnxModel(graph)
     with tempfile.TemporaryDirectory(dir=workspace) as folder:
         context = PassContext(
-            reads=pass_.reads,
+            reads=pass_.needs,
             log=RewriteLog(),
             seed=0,
             workspace=Path(folder),

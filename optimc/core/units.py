@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
 SECONDS: Mapping[str, float] = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
 """Seconds in each unit of time."""
@@ -24,6 +27,24 @@ _QUANTITY = re.compile(rf"({_NUMBER})\s*([A-Za-z]+)")
 
 DURATION_PATTERN = rf"^{_NUMBER}\s*(?:{'|'.join(SECONDS)})$"
 """What `parse_duration` takes, as an ECMA regular expression for JSON Schema."""
+
+
+def _seconds(value: Any) -> Any:
+    if isinstance(value, str):
+        return parse_duration(value)
+    raise ValueError("not a duration: write a number and a unit, such as `60 s`")
+
+
+Seconds: TypeAlias = Annotated[
+    float,
+    BeforeValidator(_seconds),
+    Field(gt=0),
+    WithJsonSchema({"type": "string", "pattern": DURATION_PATTERN}),
+    PlainSerializer(
+        lambda seconds: f"{seconds:.12f}".rstrip("0").rstrip(".") + " s", when_used="json"
+    ),
+]
+"""A duration in an option: text such as `60 s` in JSON, seconds once it is read."""
 
 
 def parse_duration(text: str) -> float:

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from optimc.pipeline.units import DURATION_PATTERN, parse_duration, parse_size
+from optimc.core.units import DURATION_PATTERN, parse_duration, parse_size
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,40 @@
+"""What a recipe has to name where passes choose by a metric. Checked before any work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from optimc.core.errors import InputError
+from optimc.core.passes import Input
+
+if TYPE_CHECKING:
+    from optimc.pipeline.recipe.schema import Recipe
+
+
+def check_choices(recipe: Recipe) -> None:
+    """Raises InputError where a pass chooses by a metric and what it needs for it is missing."""
+    for variant, name in choosing_passes(recipe):
+        where = recipe.where("variants", variant)
+        if recipe.data is None or recipe.data.tuning is None:
+            raise InputError(
+                f"{name} with max_drop chooses on tuning data, and the recipe names none",
+                where=where,
+                fix="add data.tuning: samples that stand neither in calibration nor in evaluation,"
+                " such as a part of the training data",
+            )
+        if not recipe.metrics:
+            raise InputError(
+                f"{name} with max_drop limits the recipe's first metric, and there is none",
+                where=where,
+                fix="name it, for example `metrics: {top1: {}}`",
+            )
+
+
+def choosing_passes(recipe: Recipe) -> list[tuple[str, str]]:
+    """Variants and the names of their passes that read the tuning split."""
+    return [
+        (variant, entry.name)
+        for variant, one in recipe.variants.items()
+        for entry in one.passes
+        if Input.TUNING in entry.pass_.needs
+    ]

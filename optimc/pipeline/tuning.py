@@ -1,0 +1,284 @@
+"""What passes are given to choose by: the metric on the tuning split, and latencies here.
+
+The evaluation split is never seen here. Quality is that of the graph, by ONNX Runtime on one thread
+with graph optimizations off: the same on every machine, whatever a target's runtime makes of it.
+Memory is bounded by one batch; models that are tried are files of the workspace that go at once.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optimc.core.cpu import cpu_features
+from optimc.core.digest import digest_of
+from optimc.core.errors import InputError, OptimcError
+from optimc.core.model import Model, OnnxModel
+from optimc.core.passes import Cost, Drop, Input
+from optimc.core.worker import Worker
+from optimc.measure.metric import SampleMetric
+from optimc.measure.metrics import compare
+from optimc.pipeline.choosing import choosing_passes
+from optimc.pipeline.evaluation import Evaluator, loaded_metrics
+from optimc.pipeline.versions import compiler_digest, tool_versions
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from optimc.measure.metric import Metric, Records
+    from optimc.pipeline.build import Build
+    from optimc.pipeline.data import BuildData
+    from optimc.pipeline.plan import Cell, Step
+    from optimc.pipeline.recipe.schema import Recipe
+
+    Arrays = Mapping[str, NDArray[Any]]
+
+SENSITIVITY_SAMPLES = 32
+"""Samples that an output SQNR is taken on: it varies little from sample to sample."""
+TIMED_SECONDS = 20.0
+"""The most that latencies for one choice may take."""
+
+
+def check_tuning(recipe: Recipe, data: BuildData) -> None:
+    """Raises InputError where passes choose by a metric that the tuning data have no labels for."""
+    if "tuning" not in data.splits or not choosing_passes(recipe):
+        return
+    name, metric = next(iter(loaded_metrics(recipe).items()))
+    if metric.needs_labels and not data.splits["tuning"].has_labels:
+        raise InputError(
+            f"the metric `{name}` needs labels, and the tuning data have none",
+            where=recipe.where("data", "tuning"),
+            fix="name them: data.tuning.labels",
+        )
+
+
+class TuningMetric:
+    """The first metric of a build on its tuning split; a `core.passes.Tuning`.
+
+    Its worker is started at the first question. Raises CellError as the runtime refuses a model,
+    and WorkerError as it dies.
+    """
+
+    def __init__(self, build: Build) -> None:
+        name, metric = next(iter(loaded_metrics(build.recipe).items()))
+        self.metric = name
+        self._metric: Metric = metric
+        self._source = (build.source.model, build.source.path)
+        self._seed = build.recipe.seed
+        self._limits = build.limits
+        self._workspace = build.workspace
+        self._worker: Worker | None = None
+        self._of_source: Records | None = None
+        self._reference: tuple[str, list[Arrays]] | None = None
+        self._evaluator = Evaluator(
+            metrics={name: metric},
+            dataset=build.data.splits["tuning"],
+            raw=build.start.data.splits["tuning"],
+            dims=build.data.dims,
+            signature=build.source.model.signature,
+            cache=build.cache,
+            limits=build.limits,
+            seed=build.recipe.seed,
+            progress=lambda share, text: None,
+        )
+
+    @property
+    def digest(self) -> str:
+        """Names the data, the metric with its options, and the source."""
+        metric = self._metric
+        own = metric.model_dump(mode="json") if isinstance(metric, SampleMetric) else time.time_ns()
+        return digest_of(
+            ["tuning", self.metric, own, self._source[0].digest],
+            [self._evaluator.dataset.digest, self._evaluator.raw.digest],
+            [compiler_digest(), tool_versions(["onnxruntime", "numpy"])],
+        )
+
+    def drop(self, model: Model) -> Drop:
+        """See `core.passes.Tuning`."""
+        if self._of_source is None:
+            self._of_source = self._records(self._source[1], self._evaluator.dataset)
+        with self._file(model) as path:
+            records = self._records(path, self._evaluator.raw)
+        drop = compare(self._metric, self._of_source, records, seed=self._seed)
+        return Drop(drop.point, drop.lower, drop.upper, drop.n)
+
+    def sqnr_db(self, model: Model, reference: Model) -> float:
+        """See `core.passes.Tuning`; infinite where no output is floating-point."""
+        from optimc.pipeline.compare import compare_outputs
+
+        if self._reference is None or self._reference[0] != reference.digest:
+            with self._file(reference) as path:
+                self._reference = (reference.digest, self._outputs(path))
+        with self._file(model) as path:
+            found = self._outputs(path)
+        names = [s.name for s in model.signature.outputs if "float" in s.dtype]
+        difference = compare_outputs(self._reference[1], found, names)
+        return -math.inf if difference.broken else difference.sqnr_db
+
+    def _outputs(self, path: Path) -> list[Arrays]:
+        """The outputs on the first samples."""
+        runs, answers, done = _Runs(self._started(), path), [], 0
+        for count, feeds, _ in self._evaluator.batches(self._evaluator.raw):
+            answers.append(runs.run(feeds))
+            done += count
+            if done >= SENSITIVITY_SAMPLES:
+                break
+        runs.forget()
+        return answers
+
+    def _records(self, path: Path, dataset: Any) -> Records:
+        worker = self._started()
+        runs = _Runs(worker, path)
+        source = _Runs(worker, self._source[1]) if self._metric.needs_source else None
+        records = self._evaluator.records("tuning", dataset, runs, source, [self.metric])
+        runs.forget()
+        return records[self.metric]
+
+    @contextmanager
+    def _file(self, model: Model) -> Iterator[Path]:
+        assert isinstance(model, OnnxModel)
+        with tempfile.TemporaryDirectory(prefix="trial-", dir=self._workspace) as folder:
+            path = Path(folder) / "model.onnx"
+            model.write_onnx(path)
+            yield path
+
+    def _started(self) -> Worker:
+        if self._worker is None:
+            self._worker = Worker(
+                "optimc.pipeline.oracle_service:OracleService",
+                {"threads": 1},
+                name="the search's ONNX Runtime",
+                limits=self._limits,
+            )
+        return self._worker
+
+    def close(self) -> None:
+        """Ends the worker."""
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+
+class _Runs:
+    """One model in the worker."""
+
+    def __init__(self, worker: Worker, path: Path) -> None:
+        self._worker = worker
+        self._path = str(path)
+
+    def run(self, feeds: Arrays) -> Arrays:
+        """The outputs for `feeds`, by name."""
+        return self._worker.call("run", feeds, path=self._path).arrays
+
+    def forget(self) -> None:
+        """Closes the session: its file goes away."""
+        self._worker.call("forget", path=self._path)
+
+
+class TimedDevice:
+    """Latencies of engines for one cell's target; a `core.passes.Device`."""
+
+    def __init__(self, build: Build, cell: Cell) -> None:
+        self._build = build
+        self._cell = cell
+        self.target = cell.target_name
+
+    @property
+    def digest(self) -> str:
+        """Names the machine's features, the target, and what is timed."""
+        build = self._build
+        return digest_of(
+            ["device", sorted(cpu_features()), self._why_not()],
+            [self._cell.target.model_dump(mode="json"), tool_versions(self._cell.target.tools)],
+            [[dict(case) for case in build.recipe.benchmark.cases[:1]], self.target],
+        )
+
+    def costs(self, model: Model, others: Mapping[str, Model]) -> Mapping[str, Cost] | str:
+        """See `core.passes.Device`: on the recipe's first benchmark case."""
+        why = self._why_not()
+        if why is not None:
+            return why
+        try:
+            return self._timed({_MODEL: model, **{f"{_OTHER}{n}": m for n, m in others.items()}})
+        except OptimcError as error:
+            return error.what
+
+    def _why_not(self) -> str | None:
+        if self._build.locked is not None:
+            return "the choice is the lock's"
+        return None if self._build.options.measure else "measuring is off (--no-measure)"
+
+    def _timed(self, models: Mapping[str, Model]) -> Mapping[str, Cost] | str:
+        from optimc.measure.latency import SamplingPlan, measure
+        from optimc.pipeline.finish import benchmark_cases
+        from optimc.pipeline.timing import exclusive
+        from optimc.targets.client import EngineWorker
+
+        build, name = self._build, self._cell.name
+        engines = {}
+        for key, model in models.items():
+            assert isinstance(model, OnnxModel)
+            engines[key] = build.engines.build(name, self._cell.target, model)
+        feeds = benchmark_cases(build)[0].feeds
+        seconds = min(build.recipe.benchmark.at_most, TIMED_SECONDS)
+        lock = build.cache.folder / "measuring.lock"
+        with exclusive(lock, build.observer.on_share), ExitStack() as stack:
+            workers = {
+                key: stack.enter_context(
+                    EngineWorker(engine, name=f"the engine {name}", limits=build.limits)
+                )
+                for key, engine in engines.items()
+            }
+            for worker in workers.values():
+                worker.bind(feeds)
+            timings = measure(workers, SamplingPlan(at_most_s=seconds), seed=build.recipe.seed)
+        typical = timings.latency(_MODEL).p50
+        if isinstance(typical, str):
+            return typical
+        costs = {}
+        for key in models:
+            if key == _MODEL:
+                continue
+            # How many times as fast the other is: 1 - 1/ratio of our time is what it saves.
+            ratio = timings.ratio(key, _MODEL)
+            if isinstance(ratio, str):
+                return ratio
+            saved = [typical.ms * (1.0 - 1.0 / r) for r in (ratio.point, *ratio.ci95)]
+            costs[key.removeprefix(_OTHER)] = Cost(*saved)
+        return costs
+
+
+_MODEL, _OTHER = "the model", "without "
+
+
+def pass_inputs(build: Build, step: Step, index: int) -> dict[str, Any]:
+    """What a pass that chooses is given besides: fields of `PassInputs`; `index` is its place."""
+    assert step.entry is not None
+    if Input.TUNING not in step.entry.pass_.needs:
+        return {}
+    cell = next(step.all_cells())
+    return {
+        "tuning": build.tuning,
+        "device": TimedDevice(build, cell),
+        "choice": _locked_choice(build, step, index),
+    }
+
+
+def _locked_choice(build: Build, step: Step, index: int) -> Any:
+    """What the lock says that this pass chose; None without --locked."""
+    if build.locked is None:
+        return None
+    for cell in step.all_cells():
+        passes = build.locked["cells"].get(cell.name, {}).get("passes", [])
+        if index < len(passes) and passes[index].get("choice") is not None:
+            return passes[index]["choice"]
+    raise InputError(
+        "the lock holds no choice of this pass",
+        where=next(step.all_cells()).name,
+        fix="build once without --locked, and commit the new lock",
+    )
