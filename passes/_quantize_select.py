@@ -59,8 +59,10 @@ def _reasons(units: Iterable[Unit]) -> dict[Unit, str]:
     """The units that stand alone among `units`, each with what it lacks."""
     units = list(units)
     leaders = [unit for unit in units if not _follows(unit)]
-    # A value has integers where a unit makes it, or where a unit that needs no company reads it.
-    integers = {unit.output for unit in units} | {v for u in leaders for v in u.sources()}
+    # A value has integers where a unit makes it, or where a unit that needs no company reads it. A
+    # product whose kernel gives floats makes none: an Add behind it would need a Q of its own.
+    integers = {unit.output for unit in units if not unit.rule.gives_floats}
+    integers |= {v for u in leaders for v in u.sources()}
     readers = {value for unit in units for value in unit.sources()}
     found = {}
     for unit in units:

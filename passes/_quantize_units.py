@@ -161,7 +161,11 @@ def _take_weight(unit: Unit, spec: QuantizationSpec) -> str | None:
         return None
     array = constant(inputs[rule.weight])
     if array is None:
-        return None if rule.dynamic_weight else "its weight is not a constant"
+        if rule.dynamic_weight:
+            return None
+        if unit.node.op_type == "MatMul":
+            return "the target runs products of two activations faster in float"
+        return "its weight is not a constant"
     if array.dtype != np.float32:
         return f"its weight is {array.dtype}, not float32"
     if not np.isfinite(array).all():

@@ -54,6 +54,9 @@ class OperatorRule(SpecData):
     """The input that holds the bias."""
     output: bool = True
     """Whether the output needs a Q as its only consumer for the INT8 kernel to be taken."""
+    gives_floats: bool = False
+    """Whether the kernel's own result is float, so that a Q behind it costs more than it brings to
+    an operator that only runs between quantized ones (the residual Add of a transformer)."""
     absorbs: tuple[str, ...] = ()
     """Activations that the kernel takes in: the Q then stands behind them (Conv: Relu, Clip)."""
     same_scale: bool = False

@@ -28,9 +28,16 @@ _MOVES = (
 _CPU = {
     "Conv": OperatorRule(weight=1, weight_axis=0, bias=2, absorbs=_ABSORBED),
     # Under 16 rows or columns the Q before and the DQ behind cost more than INT8 saves.
-    "Gemm": OperatorRule(weight=1, weight_axis=1, bias=2, output=False, least_size=16),
+    "Gemm": OperatorRule(
+        weight=1, weight_axis=1, bias=2, output=False, gives_floats=True, least_size=16
+    ),
     "MatMul": OperatorRule(
-        weight=1, weight_axis=1, dynamic_weight=True, output=False, least_size=16
+        weight=1,
+        weight_axis=1,
+        dynamic_weight=True,
+        output=False,
+        gives_floats=True,
+        least_size=16,
     ),
     "Add": OperatorRule(only_with_quantized_input=True, absorbs=_ABSORBED),
     **{
@@ -56,7 +63,9 @@ def onnxruntime_cpu(features: Collection[str]) -> QuantizationSpec:
         bias="int32",
         global_average_pool=True,
         dynamic="matmul_integer",
-        rules=_CPU,
+        # The core of attention is one float operator (see `onnxruntime_attention`): faster than
+        # its two products as integers between Q and DQ, and Softmax keeps its small numbers.
+        rules={**_CPU, "MatMul": _CPU["MatMul"].model_copy(update={"dynamic_weight": False})},
     )
 
 
