@@ -54,6 +54,8 @@ class OperatorRule(SpecData):
     """The input that holds the bias."""
     output: bool = True
     """Whether the output needs a Q as its only consumer for the INT8 kernel to be taken."""
+    output_unread: bool = True
+    """Whether that Q is needed even where no quantized operator reads the output."""
     gives_floats: bool = False
     """Whether the kernel's own result is float, so that a Q behind it costs more than it brings to
     an operator that only runs between quantized ones (the residual Add of a transformer)."""
@@ -65,6 +67,8 @@ class OperatorRule(SpecData):
     """Data movement that runs on the integers themselves, between Q and DQ."""
     only_with_quantized_input: bool = False
     """Quantized only where every activation comes from another quantized operator."""
+    only_if_read: bool = False
+    """Quantized only where another quantized operator reads the result (as data movement is)."""
     explicit_padding: bool = False
     """Whether padding that counts (AveragePool) is written as a Pad of integers, because the kernel
     would fill with the integer 0 instead of the zero point."""
