@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -151,7 +150,7 @@ def path_of(tool: Tool, of: Subject, folder: Path) -> Path:
     return folder / of.name / tool.file if tool.file else of.path
 
 
-def prepare(of: Subject, folder: Path, only: list[str] | None) -> None:
+def prepare(of: Subject, folder: Path, only: list[str] | None, judge: bool) -> None:
     """Quantizes with every tool, and writes what the results are worth to a JSON file."""
     place = folder / of.name
     place.mkdir(parents=True, exist_ok=True)
@@ -161,12 +160,15 @@ def prepare(of: Subject, folder: Path, only: list[str] | None) -> None:
         about = place / f"{key}.json"
         if only and not any(part in tool.name for part in only) and tool.make:
             continue
-        if about.is_file() and not (only and tool.make) and reference is not None:
+        if about.is_file() and not (only and tool.make) and not judge and reference is not None:
             continue
         known: dict[str, Any] = {}
+        path = path_of(tool, of, folder)
+        again = path.is_file() and (tool.precision != "f32" or (judge and not only))
+        if again and about.is_file():
+            known["seconds"] = json.loads(about.read_text(encoding="utf-8")).get("seconds")
         try:
-            path = path_of(tool, of, folder)
-            if tool.make and not (tool.precision != "f32" and path.is_file()):
+            if tool.make and not again:
                 start = time.perf_counter()
                 with quiet():
                     tool.make(path)
@@ -174,7 +176,9 @@ def prepare(of: Subject, folder: Path, only: list[str] | None) -> None:
             found = outputs(tool, path, of.evaluation).astype(np.float64)
             reference = found if reference is None else reference
             noise = float(np.square(found - reference).sum())
-            known["sqnr"] = 10 * np.log10(float(np.square(reference).sum()) / noise) if noise else None
+            known["sqnr"] = (
+                10 * np.log10(float(np.square(reference).sum()) / noise) if noise else None
+            )
             known["metric"] = of.judge(found) if of.judge else None
         except Exception as error:  # a peer may break in any way: that is its row
             known["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
@@ -269,6 +273,7 @@ def main() -> int:
     parser.add_argument("--phase", choices=["prepare", "measure", "all"], default="all")
     parser.add_argument("--take", type=int, help="judge by so many evaluation samples or pairs")
     parser.add_argument("--only", nargs="+", help="quantize anew with tools so named, no others")
+    parser.add_argument("--judge", action="store_true", help="judge anew what is there")
     parser.add_argument("--every", action="store_true", help="time inaccurate engines too")
     arguments = parser.parse_args()
     root = Path(__file__).resolve().parents[1]
@@ -289,11 +294,13 @@ def run(arguments: argparse.Namespace, shared: Path, folder: Path) -> None:
     subjects = [subject(name, shared, folder, arguments.take) for name in arguments.models]
     if arguments.phase != "measure":
         for of in subjects:
-            prepare(of, folder, arguments.only)
+            prepare(of, folder, arguments.only, arguments.judge)
     machine = describe_machine()
     print(f"{machine.cpu}, {machine.cores} cores, {' '.join(machine.features)};", end=" ")
     print(f"load {machine.load_average}\n")
-    print("| model | engine | speed | p50 ms | metric (drop) | SQNR dB | accurate | quantized in s |")
+    print(
+        "| model | engine | speed | p50 ms | metric (drop) | SQNR dB | accurate | quantized in s |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     results = []
     for of in subjects:

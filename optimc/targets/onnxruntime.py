@@ -102,8 +102,9 @@ class OnnxRuntime(Target):
 
     fusions: bool | Literal["auto"] = "auto"
     """Attention, integer products with a bias and residual norms in the form that this runtime runs
-    fastest, mostly as operators that only it has: `auto` keeps them where they verify and measuring says that they are faster on this machine (never under
-    `--no-measure`), `true` where they verify."""
+    fastest, mostly as operators that only it has: `auto` keeps them where they verify and measuring
+    says that they are faster on this machine (never under `--no-measure`), `true` where they
+    verify."""
 
     tools: ClassVar[tuple[str, ...]] = ("onnxruntime",)
 

@@ -1,6 +1,6 @@
 """The core of attention as ONNX Runtime's MultiHeadAttention.
 
-    y = softmax(scale * Q K^T + mask) V       for each head, Q, K and V [batch, length, heads * size]
+    y = softmax(scale * Q K^T + mask) V    in each head; Q, K and V are [batch, length, heads * size]
 
 (Vaswani et al. 2017, arXiv:1706.03762, section 3.2). Exporters write it as a dozen operators that
 mostly move data. The products in front of it and behind it are left alone, whether they are float
@@ -211,7 +211,10 @@ def _turned_heads(value: ir.Value | None) -> _Heads | None:
         return None
     ways = [
         (_axes(inner.inputs[1], turned), _axes(outer.inputs[1], turned)),
-        (_sizes(inner.inputs[1], turned, [-1, 2, 3]), _sizes(outer.inputs[1], turned, [0, 1, 3, 2])),
+        (
+            _sizes(inner.inputs[1], turned, [-1, 2, 3]),
+            _sizes(outer.inputs[1], turned, [0, 1, 3, 2]),
+        ),
     ]
     return _split(turned) if ([-1, 2, 3], [0, 1, 3, 2]) in ways else None
 
@@ -276,7 +279,9 @@ def _fits(mask: ir.Value) -> bool:
     if node is None or node.inputs[0] is None or node.inputs[0].shape is None:
         return False
     finite = [_scalar(value) for value in node.inputs[1:]]
-    return len(node.inputs[0].shape) == 4 and all(x is not None and math.isfinite(x) for x in finite)
+    return len(node.inputs[0].shape) == 4 and all(
+        x is not None and math.isfinite(x) for x in finite
+    )
 
 
 def _is_zero(mask: ir.Value) -> bool:

@@ -1,9 +1,10 @@
 """What only ONNX Runtime knows: attention as one operator, and residuals in front of norms.
 
 The core of attention (`onnxruntime_attention`) and integer products with a bias
-(`onnxruntime_products`) are found here. The residual Add in front of a LayerNormalization is written as Sum, which is the same number
-by number: the runtime fuses the Add into SkipLayerNormalization, whose kernel (1.31, on the CPU)
-takes twice the time of the two operators that it stands for.
+(`onnxruntime_products`) are found here. The residual Add in front of a LayerNormalization is
+written as Sum, which is the same number by number: the runtime fuses the Add into
+SkipLayerNormalization, whose kernel (1.31, on the CPU) takes twice the time of the two operators
+that it stands for.
 
 Where neither is there, patterns of today's exports are kept up in onnxscript
 (`onnxscript.rewriter.ort_fusions`), which writes operators of the domain com.microsoft

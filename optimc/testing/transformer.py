@@ -35,7 +35,9 @@ def gelu_alone(width: int = 16) -> OnnxModel:
     x = b.input("x", ["batch", "length", width])
     inner = b.node("Add", b.node("MatMul", x, b.weight(width, 32, scale=0.2)), b.weight(32))
     erf = b.node("Erf", b.node("Div", inner, b.constant(2.0**0.5)))
-    b.node("Mul", b.node("Mul", inner, b.node("Add", erf, b.constant(1.0))), b.constant(0.5), to="y")
+    b.node(
+        "Mul", b.node("Mul", inner, b.node("Add", erf, b.constant(1.0))), b.constant(0.5), to="y"
+    )
     b.output("y", ["batch", "length", 32])
     return b.model()
 

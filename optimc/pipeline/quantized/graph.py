@@ -166,7 +166,11 @@ def _of_dq(dq: ir.Node, node: ir.Node, index: int) -> Quantized:
 
 
 def _parameters(
-    role: Role, node: ir.Node, named: ir.Value | None, integers: ir.Value | None, floats: ir.Value | None
+    role: Role,
+    node: ir.Node,
+    named: ir.Value | None,
+    integers: ir.Value | None,
+    floats: ir.Value | None,
 ) -> Quantized:
     """Of a Q or DQ node."""
     zero = node.inputs[2] if len(node.inputs) > 2 else None
@@ -228,7 +232,13 @@ def _of_integer_operator(node: ir.Node) -> Iterator[Quantized]:
 
 def _of_concat(node: ir.Node) -> Iterator[Quantized]:
     yield _quantized(
-        "output", node.outputs[0], _input(node, 0), _input(node, 1), _dtype(_input(node, 1)), None, None
+        "output",
+        node.outputs[0],
+        _input(node, 0),
+        _input(node, 1),
+        _dtype(_input(node, 1)),
+        None,
+        None,
     )
     for start in range(2, len(node.inputs) - 2, 3):
         value, scale, zero = (_input(node, start + i) for i in range(3))

@@ -69,7 +69,10 @@ def _of_layer(layer: QuantizedLayer, target: TargetSpec) -> Iterator[tuple[str, 
     rule = spec.rules.get(node.op_type)
     if rule is None:
         if layer.of("output") and len(layer.of("input")) == len(node.inputs):
-            yield "no-kernel", f"{node.op_type} has no INT8 kernel on {target.runtime}, yet a DQ in front and a Q behind"
+            yield (
+                "no-kernel",
+                f"{node.op_type} has no INT8 kernel on {target.runtime}, yet a DQ in front and a Q behind",
+            )
         return
     yield from _activations(layer, spec, rule)
     if rule.weight is not None and not rule.dynamic_weight and not layer.of("weight"):
@@ -89,7 +92,10 @@ def _numbers(tensor: Quantized) -> Iterator[tuple[str, str]]:
         yield "scale", f"`{tensor.name}` has a scale of {worst:g}"
     sizes = {tensor.scale.size, tensor.zero_point.size}
     if len(sizes) > 1 and tensor.zero_point.ndim:
-        yield "scale", f"`{tensor.name}` has {tensor.scale.size} scales and {tensor.zero_point.size} zero points"
+        yield (
+            "scale",
+            f"`{tensor.name}` has {tensor.scale.size} scales and {tensor.zero_point.size} zero points",
+        )
 
 
 def _activations(
@@ -102,12 +108,21 @@ def _activations(
         if any(r.symmetric_input for r in spec.rules.values()) and not tensor.zero_point.any():
             wanted = {"uint8", "int8"}
         if tensor.dtype not in wanted:
-            yield "activation-dtype", f"`{tensor.name}` is {tensor.dtype}; the kernels take {spec.activation_dtype}"
+            yield (
+                "activation-dtype",
+                f"`{tensor.name}` is {tensor.dtype}; the kernels take {spec.activation_dtype}",
+            )
         if tensor.granularity == "channel":
-            yield "activation-per-channel", f"`{tensor.name}` has {tensor.scale.size if tensor.scale is not None else 0} scales; the kernels take one"
+            yield (
+                "activation-per-channel",
+                f"`{tensor.name}` has {tensor.scale.size if tensor.scale is not None else 0} scales; the kernels take one",
+            )
         zero = tensor.zero_point.any()
         if zero and (spec.activation_symmetric or (symmetric and tensor.role == "input")):
-            yield "zero-point", f"`{tensor.name}` has a zero point of {int(tensor.zero_point.reshape(-1)[0])}; the kernels take 0"
+            yield (
+                "zero-point",
+                f"`{tensor.name}` has a zero point of {int(tensor.zero_point.reshape(-1)[0])}; the kernels take 0",
+            )
 
 
 def _weights(
@@ -124,7 +139,10 @@ def _weights(
         if spec.reduce_range and array is not None and array.size:
             greatest = int(np.abs(array.astype(np.int64)).max())
             if greatest > REDUCED:
-                yield "weight-range", f"`{tensor.name}` goes up to {greatest}: sums of two products saturate on this CPU"
+                yield (
+                    "weight-range",
+                    f"`{tensor.name}` goes up to {greatest}: sums of two products saturate on this CPU",
+                )
         if rule is not None and tensor.axis is not None and array is not None:
             yield from _weight_axis(layer.node, tensor, rule, array.ndim)
 
@@ -138,7 +156,10 @@ def _weight_axis(
         wanted = 1 - wanted
     assert tensor.axis is not None
     if wanted is None or tensor.axis % rank != wanted:
-        yield "weight-axis", f"`{tensor.name}` has its scales along axis {tensor.axis}, the kernel wants {'one scale' if wanted is None else f'axis {wanted}'}"
+        yield (
+            "weight-axis",
+            f"`{tensor.name}` has its scales along axis {tensor.axis}, the kernel wants {'one scale' if wanted is None else f'axis {wanted}'}",
+        )
 
 
 def _bias(
@@ -150,9 +171,9 @@ def _bias(
     if spec.bias == "float" and biases:
         yield "bias", f"`{biases[0].name}` is {biases[0].dtype}; the target takes a float bias"
     inputs, weights = layer.of("input"), layer.of("weight")
-    if spec.bias == "int32" and not biases and len(layer.node.inputs) > rule.bias:
-        if layer.node.inputs[rule.bias] is not None:
-            yield "bias", "its bias is float; the kernel takes int32 with the accumulator's scale"
+    given = layer.node.inputs[rule.bias] if len(layer.node.inputs) > rule.bias else None
+    if spec.bias == "int32" and not biases and given is not None:
+        yield "bias", "its bias is float; the kernel takes int32 with the accumulator's scale"
     for bias in biases:
         if spec.bias == "float" or not inputs or not weights:
             continue
@@ -167,7 +188,10 @@ def _placement(layer: QuantizedLayer, rule: OperatorRule) -> Iterator[tuple[str,
     """The Q behind, the pair around what moves data, sizes that do not pay."""
     node = layer.node
     if rule.on_integers:
-        yield "on-integers", f"{node.op_type} stands between DQ and Q; it has to work on the integers"
+        yield (
+            "on-integers",
+            f"{node.op_type} stands between DQ and Q; it has to work on the integers",
+        )
         return
     if rule.output and rule.output_unread and not layer.of("output"):
         yield from _without_q(layer, rule)
@@ -179,7 +203,10 @@ def _placement(layer: QuantizedLayer, rule: OperatorRule) -> Iterator[tuple[str,
         if rule.weight is not None and array is not None and array.ndim >= 2:
             least = min(array.shape[-2:])
             if node.op_type in ("Gemm", "MatMul") and least < rule.least_size:
-                yield "size", f"`{tensor.name}` has a side of {least}; under {rule.least_size} INT8 does not pay"
+                yield (
+                    "size",
+                    f"`{tensor.name}` has a side of {least}; from {rule.least_size} on INT8 pays",
+                )
     if rule.explicit_padding and inputs and inputs[0].zero_point.any():
         pads, counted = node.attributes.get("pads"), node.attributes.get("count_include_pad")
         if pads is not None and any(pads.as_ints()) and counted is not None and counted.as_int():
@@ -204,5 +231,3 @@ def _same(one: Quantized, two: Quantized) -> bool:
     if one.scale is None or two.scale is None:
         return True
     return np.array_equal(one.scale, two.scale) and np.array_equal(one.zero_point, two.zero_point)
-
-

@@ -136,20 +136,22 @@ def _activation(tensor: Quantized, seen: TensorStatistics) -> dict[str, Any]:
     """What quantizing does to an activation, from its histogram."""
     import numpy as np
 
+    from optimc.calibration.affine import Affine
+    from optimc.passes._activation_noise import activation_sqnr
+
     found: dict[str, Any] = {"observed": [seen.minimum, seen.maximum]}
     if tensor.scale is None or tensor.scale.size != 1 or tensor.limits is None:
         return found
+    info, zero = np.iinfo(tensor.dtype), int(tensor.zero_point.reshape(-1)[0])
+    affine = Affine(tensor.dtype, float(tensor.scale), zero)
+    sqnr = activation_sqnr(seen, affine)
+    found["sqnr_db"] = sqnr if math.isfinite(sqnr) else None
     edges = np.linspace(-seen.limit, seen.limit, len(seen.histogram) + 1)
-    centres, counts = (edges[:-1] + edges[1:]) / 2, seen.histogram.astype(np.float64)
-    info, scale, zero = np.iinfo(tensor.dtype), float(tensor.scale), int(tensor.zero_point.reshape(-1)[0])
-    q = np.clip(np.rint(centres / scale) + zero, info.min, info.max)
-    error = (q - zero) * scale - centres
-    low, high = tensor.limits
-    outside = counts[(centres < low - scale / 2) | (centres > high + scale / 2)].sum()
-    noise = float(counts @ np.square(error))
-    found["sqnr_db"] = _decibels(float(counts @ np.square(centres)), noise)
+    centres = (edges[:-1] + edges[1:]) / 2
+    q = np.rint(centres / affine.scale) + zero
+    outside = seen.histogram[(q < info.min) | (q > info.max)].sum()
     found["sqnr_is"] = "measured"
-    found["clipped"] = float(outside / max(1.0, counts.sum()))
+    found["clipped"] = float(outside / max(1, seen.histogram.sum()))
     return found
 
 
