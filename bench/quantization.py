@@ -180,7 +180,7 @@ def prepare(of: Subject, folder: Path, only: list[str] | None, judge: bool) -> N
                 10 * np.log10(float(np.square(reference).sum()) / noise) if noise else None
             )
             known["metric"] = of.judge(found) if of.judge else None
-        except Exception as error:  # a peer may break in any way: that is its row
+        except Exception as error:  # noqa: BLE001 a peer may break in any way: that is its row
             known["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         about.write_text(json.dumps(known), encoding="utf-8")
 

@@ -201,9 +201,7 @@ def inspect(
     ] = None,
     feeds: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(
-            metavar="NPZ", help="With --quantization: samples to observe activations on."
-        ),
+        typer.Option(metavar="NPZ", help="With --quantization: samples to observe activations on."),
     ] = None,
 ) -> int:
     """Show a model's signature, operators, parameters, FLOPs, sizes and quantization.

@@ -1,6 +1,6 @@
 """The core of attention as ONNX Runtime's MultiHeadAttention.
 
-    y = softmax(scale * Q K^T + mask) V    in each head; Q, K and V are [batch, length, heads * size]
+    y = softmax(scale * Q K^T + mask) V      in each head; Q, K, V: [batch, length, heads * size]
 
 (Vaswani et al. 2017, arXiv:1706.03762, section 3.2). Exporters write it as a dozen operators that
 mostly move data. The products in front of it and behind it are left alone, whether they are float

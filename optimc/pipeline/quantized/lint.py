@@ -71,7 +71,7 @@ def _of_layer(layer: QuantizedLayer, target: TargetSpec) -> Iterator[tuple[str, 
         if layer.of("output") and len(layer.of("input")) == len(node.inputs):
             yield (
                 "no-kernel",
-                f"{node.op_type} has no INT8 kernel on {target.runtime}, yet a DQ in front and a Q behind",
+                f"{node.op_type} has no INT8 kernel there, but stands between DQ and Q",
             )
         return
     yield from _activations(layer, spec, rule)
@@ -94,7 +94,7 @@ def _numbers(tensor: Quantized) -> Iterator[tuple[str, str]]:
     if len(sizes) > 1 and tensor.zero_point.ndim:
         yield (
             "scale",
-            f"`{tensor.name}` has {tensor.scale.size} scales and {tensor.zero_point.size} zero points",
+            f"`{tensor.name}` has {tensor.scale.size} scales, {tensor.zero_point.size} zero points",
         )
 
 
@@ -115,13 +115,13 @@ def _activations(
         if tensor.granularity == "channel":
             yield (
                 "activation-per-channel",
-                f"`{tensor.name}` has {tensor.scale.size if tensor.scale is not None else 0} scales; the kernels take one",
+                f"`{tensor.name}` has a scale for each channel; the kernels take one",
             )
         zero = tensor.zero_point.any()
         if zero and (spec.activation_symmetric or (symmetric and tensor.role == "input")):
             yield (
                 "zero-point",
-                f"`{tensor.name}` has a zero point of {int(tensor.zero_point.reshape(-1)[0])}; the kernels take 0",
+                f"`{tensor.name}` has the zero point {tensor.zero_point.max()}; the kernels take 0",
             )
 
 
@@ -141,7 +141,7 @@ def _weights(
             if greatest > REDUCED:
                 yield (
                     "weight-range",
-                    f"`{tensor.name}` goes up to {greatest}: sums of two products saturate on this CPU",
+                    f"`{tensor.name}` goes up to {greatest}: sums of products saturate on this CPU",
                 )
         if rule is not None and tensor.axis is not None and array is not None:
             yield from _weight_axis(layer.node, tensor, rule, array.ndim)
@@ -156,9 +156,10 @@ def _weight_axis(
         wanted = 1 - wanted
     assert tensor.axis is not None
     if wanted is None or tensor.axis % rank != wanted:
+        which = "one scale" if wanted is None else f"them along axis {wanted}"
         yield (
             "weight-axis",
-            f"`{tensor.name}` has its scales along axis {tensor.axis}, the kernel wants {'one scale' if wanted is None else f'axis {wanted}'}",
+            f"`{tensor.name}` has its scales along axis {tensor.axis}; the kernel wants {which}",
         )
 
 
