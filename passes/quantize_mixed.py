@@ -1,15 +1,16 @@
 """Static INT8 where one range suits a tensor, dynamic INT8 where it does not.
 
-A static range is one compromise for all inputs: with a few large values, and transformers have such
-channels (Bondarenko et al. 2021, "Understanding and Overcoming the Challenges of Efficient
-Transformer Quantization", arXiv:2109.12948, section 3), everything else is rounded to a few steps
-or the large values are clipped. What that costs is known before anything is placed, from the
-histogram of the calibration data:
+A static range is one compromise for all inputs: where few of them bring large values, either these
+are clipped or everything else is rounded to a few steps (Bondarenko et al. 2021, "Understanding and
+Overcoming the Challenges of Efficient Transformer Quantization", arXiv:2109.12948, section 3). What
+that costs is known before anything is placed, from the histogram of the calibration data:
 
     SQNR = 10 log10( sum(h c^2) / sum(h (c - Q(c))^2) )
 
 with counts h over bin centres c, and Q of the range that `quantize_int8` would take. Products whose
 input stays under a limit take their range at run time instead, as `quantize_dynamic` writes them.
+That helps where ranges move from input to input; a channel that is large in all of them is as bad
+at run time, and needs another cure.
 """
 
 from __future__ import annotations
