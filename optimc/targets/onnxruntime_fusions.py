@@ -1,7 +1,7 @@
 """What only ONNX Runtime knows: attention as one operator, and residuals in front of norms.
 
-The core of attention (`onnxruntime_attention`) and integer products with a bias
-(`onnxruntime_products`) are found here. The residual Add in front of a LayerNormalization is
+The core of attention (`_onnxruntime_attention`) and integer products with a bias
+(`_onnxruntime_products`) are found here. The residual Add in front of a LayerNormalization is
 written as Sum, which is the same number by number: the runtime fuses the Add into
 SkipLayerNormalization, whose kernel (1.31, on the CPU) takes twice the time of the two operators
 that it stands for.
@@ -69,8 +69,8 @@ def fused(model: OnnxModel) -> tuple[OnnxModel, Counter[str]] | None:
 
 def _rewritten(model: OnnxModel) -> tuple[OnnxModel, Counter[str]] | None:
     """The model with attention as one operator and residuals as Sum; None where it has neither."""
-    from optimc.targets.onnxruntime_attention import fuse_attention
-    from optimc.targets.onnxruntime_products import fuse_products
+    from optimc.targets._onnxruntime_attention import fuse_attention
+    from optimc.targets._onnxruntime_products import fuse_products
 
     graph = model.clone().ir
     counts = Counter(

@@ -69,7 +69,7 @@ def onnxruntime_cpu(features: Collection[str]) -> QuantizationSpec:
         bias="int32",
         global_average_pool=True,
         dynamic="matmul_integer",
-        # The core of attention is one float operator (see `onnxruntime_attention`): faster than
+        # The core of attention is one float operator (see `_onnxruntime_attention`): faster than
         # its two products as integers between Q and DQ, and Softmax keeps its small numbers.
         rules={**_CPU, "MatMul": _CPU["MatMul"].model_copy(update={"dynamic_weight": False})},
     )

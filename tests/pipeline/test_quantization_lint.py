@@ -9,7 +9,7 @@ import pytest
 from optimc.core.model import OnnxModel
 from optimc.core.targets import QuantizationSpec
 from optimc.passes.quantize_int8 import QuantizeInt8
-from optimc.pipeline.quantized.lint import Finding, lint
+from optimc.pipeline.quantized.onnx_lint import Finding, lint
 from optimc.targets.quantization_specs import onnxruntime_cpu, openvino_cpu, tensorrt
 from optimc.testing import run_pass
 from optimc.testing.calibrated import random_calibration, target_spec

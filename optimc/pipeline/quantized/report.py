@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from optimc.core.statistics import TensorStatistics
-    from optimc.pipeline.quantized.graph import Quantized, QuantizedLayer
+    from optimc.pipeline.quantized.onnx_layers import Quantized, QuantizedLayer
 
 Statistics = Mapping[str, "TensorStatistics"]
 
@@ -33,8 +33,8 @@ def quantization_report(
 
     from optimc.core.registry import target_class
     from optimc.frontends.onnx_files import check_tensors, parse
-    from optimc.pipeline.quantized.graph import quantized_layers
-    from optimc.pipeline.quantized.lint import lint
+    from optimc.pipeline.quantized.onnx_layers import quantized_layers
+    from optimc.pipeline.quantized.onnx_lint import lint
 
     check_tensors(parse(path), path)
     model = ir.load(path)
@@ -109,7 +109,7 @@ def _weight_sqnr(tensor: Quantized) -> tuple[float | None, str]:
     """
     import numpy as np
 
-    from optimc.pipeline.quantized.graph import array_of
+    from optimc.pipeline.quantized.onnx_layers import array_of
 
     floats, integers = array_of(tensor.floats), array_of(tensor.integers)
     array = floats if floats is not None else integers

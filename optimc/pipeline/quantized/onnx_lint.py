@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from optimc.core.targets import OperatorRule, QuantizationSpec, TargetSpec
-from optimc.pipeline.quantized.graph import (
+from optimc.pipeline.quantized.onnx_layers import (
     Quantized,
     QuantizedLayer,
     array_of,
