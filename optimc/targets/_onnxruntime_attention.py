@@ -106,7 +106,7 @@ def _core(softmax: ir.Node) -> _Core | None:
         return None
     if q.size != k.size or not math.isfinite(scale) or scale == 0.0:
         return None
-    if mask is not None and not _fits(mask):
+    if mask is not None and not _fits(mask, q, k):
         return None
     mask = None if mask is not None and _is_zero(mask) else mask
     return _Core(softmax, q, k, v, mask, scale, output)
@@ -265,23 +265,28 @@ def _reshaped(value: ir.Value | None) -> _Heads | None:
     return _Heads(source, size, heads) if heads * size == width else None
 
 
-def _fits(mask: ir.Value) -> bool:
-    """Whether a mask [batch or 1, heads or 1, length, length] holds no infinities.
+def _fits(mask: ir.Value, query: _Heads, key: _Heads) -> bool:
+    """Whether a mask is [batch or 1, heads or 1, queries, keys] and holds no infinities.
 
-    A row of them alone gives NaN, which the graph may guard against and the operator does not.
+    The operator spreads no mask along queries or keys. A row of infinities alone gives NaN, which
+    the graph may guard against and the operator does not.
     """
     if mask.dtype is not ir.DataType.FLOAT:
         return False
     array = ir.convenience.get_const_tensor(mask)
     if array is not None:
-        return array.numpy().ndim == 4 and bool(np.isfinite(array.numpy()).all())
-    node = _made_by(mask, "Where")
-    if node is None or node.inputs[0] is None or node.inputs[0].shape is None:
+        shape, finite = mask.shape, bool(np.isfinite(array.numpy()).all())
+    else:
+        node = _made_by(mask, "Where")
+        if node is None or node.inputs[0] is None:
+            return False
+        shape = mask.shape or node.inputs[0].shape
+        sides = [_scalar(value) for value in node.inputs[1:]]
+        finite = all(side is not None and math.isfinite(side) for side in sides)
+    lengths = [heads.value.shape for heads in (query, key)]
+    if not finite or shape is None or len(shape) != 4 or any(one is None for one in lengths):
         return False
-    finite = [_scalar(value) for value in node.inputs[1:]]
-    return len(node.inputs[0].shape) == 4 and all(
-        x is not None and math.isfinite(x) for x in finite
-    )
+    return list(shape[2:]) == [one[1] for one in lengths if one is not None]
 
 
 def _is_zero(mask: ir.Value) -> bool:

@@ -47,12 +47,14 @@ def fused(model: OnnxModel) -> tuple[OnnxModel, Counter[str]] | None:
 
     `model` stays as it is. Raises CellError where the fusions break.
     """
-    before = _own_operators(model)
     if not any(node.op_type in _SIGNS for node in model.ir.graph.all_nodes()):
         return None
     own = _rewritten(model)
-    if own is not None:
+    softmax = any(node.op_type == "Softmax" for node in model.ir.graph)
+    if own is not None and (own[1][ATTENTION] or not softmax):
         return own
+    model, counts = own if own is not None else (model, Counter[str]())
+    before = _own_operators(model)
     from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
     try:
@@ -64,7 +66,8 @@ def fused(model: OnnxModel) -> tuple[OnnxModel, Counter[str]] | None:
         raise CellError(f"the fusions broke: {type(cause).__name__}: {cause}") from error
     result = OnnxModel(graph)
     added = _own_operators(result) - before
-    return (result, added) if added else None
+    counts += added
+    return (result, counts) if counts else None
 
 
 def _rewritten(model: OnnxModel) -> tuple[OnnxModel, Counter[str]] | None:

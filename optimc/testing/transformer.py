@@ -43,9 +43,16 @@ def gelu_alone(width: int = 16) -> OnnxModel:
 
 
 def attention(
-    *, masked: bool = True, guarded: bool = True, swap: str = "dance", infinite: bool = False
+    *,
+    masked: bool = True,
+    guarded: bool = True,
+    swap: str = "dance",
+    infinite: bool = False,
+    queries: int = 6,
 ) -> OnnxModel:
-    """Two heads of 16 over ``x`` [2, 6, 32] with ``keep`` [2, 1, 6, 6], and a linear layer behind.
+    """Two heads of 16 over ``x`` [2, 6, 32], and a linear layer behind.
+
+    ``keep`` [2, 1, queries, 6] says which keys count.
 
     `swap` says how the keys' last axes change places: `dance` is torch's Reshape, Transpose and
     Reshape, `transpose` a second Transpose, `once` a single one.
@@ -54,7 +61,7 @@ def attention(
 
     b = GraphBuilder()
     x = b.input("x", [2, 6, 32])
-    keep = b.input("keep", [2, 1, 6, 6], "bool") if masked else ""
+    keep = b.input("keep", [2, 1, queries, 6], "bool") if masked else ""
 
     def heads(perm: list[int]) -> str:
         linear = b.node("Add", b.node("MatMul", x, b.weight(32, 32, scale=0.2)), b.weight(32))
