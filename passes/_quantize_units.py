@@ -162,6 +162,8 @@ def _take_weight(unit: Unit, spec: QuantizationSpec) -> str | None:
     array = constant(inputs[rule.weight])
     if array is None:
         if rule.dynamic_weight:
+            if rule.symmetric_product:
+                unit.rule = rule.model_copy(update={"symmetric_input": True})
             return None
         if unit.node.op_type == "MatMul":
             return "the target runs products of two activations faster in float"

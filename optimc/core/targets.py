@@ -67,6 +67,9 @@ class OperatorRule(SpecData):
     """Data movement that runs on the integers themselves, between Q and DQ."""
     only_with_quantized_input: bool = False
     """Quantized only where every activation comes from another quantized operator."""
+    bias_apart: bool = False
+    """Whether an Add of a constant behind it is written as Sum, because the runtime would make one
+    float operator of both."""
     only_if_read: bool = False
     """Quantized only where another quantized operator reads the result (as data movement is)."""
     explicit_padding: bool = False
@@ -74,6 +77,8 @@ class OperatorRule(SpecData):
     would fill with the integer 0 instead of the zero point."""
     symmetric_input: bool = False
     """Whether the kernel wants a zero point of 0 at its input."""
+    symmetric_product: bool = False
+    """Whether it wants that only where its weight is an activation (`dynamic_weight`)."""
     least_size: int = 1
     """Weights (or second operands) with a smaller K or N are not worth an INT8 kernel."""
 

@@ -31,7 +31,9 @@ def _fuse(graph: ir.Graph, product: ir.Node) -> bool:
     if source is None or weight is None or len(uses) != 1 or product.outputs[0].is_graph_output():
         return False
     add, index = uses[0]
-    bias = add.inputs[1 - index] if add.op_type == "Add" and add.graph is graph else None
+    bias = None
+    if add.op_type in ("Add", "Sum") and len(add.inputs) == 2 and add.graph is graph:
+        bias = add.inputs[1 - index]
     if bias is None or not _fits(source, weight, bias):
         return False
     node = ir.node(

@@ -101,11 +101,15 @@ def _numbers(tensor: Quantized) -> Iterator[tuple[str, str]]:
 def _activations(
     layer: QuantizedLayer, spec: QuantizationSpec, rule: OperatorRule | None
 ) -> Iterator[tuple[str, str]]:
-    symmetric = rule is not None and rule.symmetric_input
+    product = rule is not None and rule.symmetric_product and not layer.of("weight")
+    symmetric = product or (rule is not None and rule.symmetric_input)
     for tensor in (*layer.of("input"), *layer.of("output")):
         wanted = {spec.activation_dtype}
         # Shared with an operator that wants a zero point of 0, a tensor may be of either type.
-        if any(r.symmetric_input for r in spec.rules.values()) and not tensor.zero_point.any():
+        if (
+            any(r.symmetric_input or r.symmetric_product for r in spec.rules.values())
+            and not tensor.zero_point.any()
+        ):
             wanted = {"uint8", "int8"}
         if tensor.dtype not in wanted:
             yield (
