@@ -49,20 +49,10 @@ def select(units: Iterable[Unit], refuse: Refuse) -> list[Unit]:
         reasons = _reasons(chosen)
         kept = [unit for unit in chosen if unit not in reasons]
         if len(kept) == len(chosen):
-            return _without_unread(kept)
+            return kept
         for unit, reason in reasons.items():
             refuse(unit.node, reason)
         chosen = kept
-
-
-def _without_unread(units: list[Unit]) -> list[Unit]:
-    """The units without the Q behind those whose kernel needs none and that only floats follow."""
-    readers = {value for unit in units for value in unit.sources()}
-    for unit in units:
-        rule = unit.rule
-        if rule.output and not rule.output_unread and unit.output not in readers:
-            unit.rule = rule.model_copy(update={"output": False})
-    return units
 
 
 def _reasons(units: Iterable[Unit]) -> dict[Unit, str]:

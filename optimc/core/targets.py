@@ -54,8 +54,6 @@ class OperatorRule(SpecData):
     """The input that holds the bias."""
     output: bool = True
     """Whether the output needs a Q as its only consumer for the INT8 kernel to be taken."""
-    output_unread: bool = True
-    """Whether that Q is needed even where no quantized operator reads the output."""
     gives_floats: bool = False
     """Whether the kernel's own result is float, so that a Q behind it costs more than it brings to
     an operator that only runs between quantized ones (the residual Add of a transformer)."""

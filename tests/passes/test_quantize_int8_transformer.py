@@ -63,12 +63,12 @@ def test_sums_around_products_stay_in_float(spec: QuantizationSpec) -> None:
     assert "does not come from an INT8 operator" in reasons["bias"]
 
 
-def test_a_convolution_gets_a_q_where_its_kernel_needs_one() -> None:
-    behind = {}
-    for name, spec in (("ort", ORT), ("ov", OV)):
-        _, nodes = placed(patches(), spec)
-        behind[name] = [use.node.op_type for use in nodes["patch"].outputs[0].uses()]
-    assert behind == {"ort": ["QuantizeLinear"], "ov": ["Reshape"]}
+@BOTH
+def test_a_convolution_has_its_q_even_where_floats_follow(spec: QuantizationSpec) -> None:
+    # OpenVINO 2026.4 computes something else without it where the input has a zero point.
+    _, nodes = placed(patches(), spec)
+    readers = [use.node.op_type for use in nodes["patch"].outputs[0].uses()]
+    assert readers == ["QuantizeLinear"]
 
 
 def test_products_of_two_activations_are_float_on_onnxruntime() -> None:

@@ -198,7 +198,7 @@ def _placement(layer: QuantizedLayer, rule: OperatorRule) -> Iterator[tuple[str,
             f"{node.op_type} stands between DQ and Q; it has to work on the integers",
         )
         return
-    if rule.output and rule.output_unread and not layer.of("output"):
+    if rule.output and not layer.of("output"):
         yield from _without_q(layer, rule)
     inputs, outputs = layer.of("input"), layer.of("output")
     if rule.same_scale and inputs and outputs and not _same(inputs[0], outputs[0]):
