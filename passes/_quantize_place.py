@@ -141,7 +141,7 @@ class Placer:
     def _add_apart(self, unit: Unit) -> None:
         """Writes the Add of a constant that alone reads the result as Sum: the same numbers."""
         output = unit.node.outputs[0]
-        uses = output.uses()
+        uses = tuple(output.uses())
         add = uses[0].node if len(uses) == 1 and not output.is_graph_output() else None
         if add is None or add.op_type != "Add" or add.graph is not unit.node.graph:
             return

@@ -27,7 +27,7 @@ def fuse_products(model: ir.Model) -> int:
 
 def _fuse(graph: ir.Graph, product: ir.Node) -> bool:
     source, weight = (_dequantized(value) for value in product.inputs)
-    uses = product.outputs[0].uses()
+    uses = tuple(product.outputs[0].uses())
     if source is None or weight is None or len(uses) != 1 or product.outputs[0].is_graph_output():
         return False
     add, index = uses[0]

@@ -128,7 +128,7 @@ def dequantizer(value: ir.Value | None) -> ir.Node | None:
 
 def sole_quantizer(value: ir.Value) -> ir.Node | None:
     """The Q that is the only reader of a value."""
-    uses = value.uses()
+    uses = tuple(value.uses())
     if len(uses) != 1 or value.is_graph_output() or uses[0].node.op_type != Q:
         return None
     return uses[0].node
@@ -137,7 +137,7 @@ def sole_quantizer(value: ir.Value) -> ir.Node | None:
 def behind(node: ir.Node, absorbed: tuple[str, ...] = ("Relu", "Clip")) -> ir.Value:
     """The result of a node, behind an activation that is its only reader."""
     output = node.outputs[0]
-    uses = output.uses()
+    uses = tuple(output.uses())
     if len(uses) == 1 and not output.is_graph_output() and uses[0].node.op_type in absorbed:
         return uses[0].node.outputs[0]
     return output
