@@ -18,7 +18,7 @@ from optimc.calibration.affine import Affine, IntegerType, Range
 from optimc.core.model import SOURCE_KEY
 from optimc.core.targets import QuantizationSpec
 from optimc.passes._quantize_graph import GraphWriter, ir_dtype, number, redirect
-from optimc.passes._quantize_units import Unit, float_constant, pad_value
+from optimc.passes._quantize_units import Unit, constant, float_constant, pad_value
 from optimc.passes._quantize_weights import quantize_bias, quantize_weight
 
 Floats = NDArray[np.float32]
@@ -51,6 +51,8 @@ class Placer:
             self._pad_input(unit)
         if unit.weight is not None:
             self._place_weight(unit)
+        if unit.rule.bias_apart:
+            self._add_apart(unit)
         if unit.pools:
             self._pool(unit)
         elif unit.rule.on_integers:
@@ -135,6 +137,25 @@ class Placer:
         writer.graph.insert_before(node, [pad, dq])
         node.replace_input_with(0, dq.outputs[0])
         node.attributes["pads"] = ir.AttrInt64s("pads", [0] * len(pads))
+
+    def _add_apart(self, unit: Unit) -> None:
+        """Writes the Add of a constant that alone reads the result as Sum: the same numbers."""
+        output = unit.node.outputs[0]
+        uses = tuple(output.uses())
+        add = uses[0].node if len(uses) == 1 and not output.is_graph_output() else None
+        if add is None or add.op_type != "Add" or add.graph is not unit.node.graph:
+            return
+        if all(constant(value) is None for value in add.inputs):
+            return
+        total = ir.node("Sum", list(add.inputs), name=add.name)
+        old, new = add.outputs[0], total.outputs[0]
+        new.type, new.shape = old.type, old.shape
+        self._writer.graph.insert_before(add, [total])
+        redirect(old, new)
+        self._writer.take_over(old, new, "added")
+        if old in self._affine:
+            self._affine[new] = self._affine[old]
+        self._writer.graph.remove(add, safe=True)
 
     def _pool(self, unit: Unit) -> None:
         """Writes a ReduceMean as GlobalAveragePool and Q, and a Flatten where it drops the axes."""

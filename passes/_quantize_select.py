@@ -59,15 +59,17 @@ def _reasons(units: Iterable[Unit]) -> dict[Unit, str]:
     """The units that stand alone among `units`, each with what it lacks."""
     units = list(units)
     leaders = [unit for unit in units if not _follows(unit)]
-    # A value has integers where a unit makes it, or where a unit that needs no company reads it.
-    integers = {unit.output for unit in units} | {v for u in leaders for v in u.sources()}
+    # A value has integers where a unit makes it, or where a unit that needs no company reads it. A
+    # product whose kernel gives floats makes none: an Add behind it would need a Q of its own.
+    integers = {unit.output for unit in units if not unit.rule.gives_floats}
+    integers |= {v for u in leaders for v in u.sources()}
     readers = {value for unit in units for value in unit.sources()}
     found = {}
     for unit in units:
         missing = [value.name for value in unit.sources() if value not in integers]
         if _follows(unit) and missing:
             found[unit] = f"its input `{missing[0]}` does not come from an INT8 operator"
-        elif unit.moves and unit.output not in readers:
+        elif (unit.moves or unit.rule.only_if_read) and unit.output not in readers:
             found[unit] = "no INT8 operator reads its output"
     return found
 

@@ -161,9 +161,13 @@ def _take_weight(unit: Unit, spec: QuantizationSpec) -> str | None:
         return None
     array = constant(inputs[rule.weight])
     if array is None:
-        if not rule.dynamic_weight:
-            return "its weight is not a constant"
-        return _too_small(_known_sides(inputs[rule.weight]), rule)
+        if rule.dynamic_weight:
+            if rule.symmetric_product:
+                unit.rule = rule.model_copy(update={"symmetric_input": True})
+            return _too_small(_known_sides(inputs[rule.weight]), rule)
+        if unit.node.op_type == "MatMul":
+            return "the target runs products of two activations faster in float"
+        return "its weight is not a constant"
     if array.dtype != np.float32:
         return f"its weight is {array.dtype}, not float32"
     if not np.isfinite(array).all():

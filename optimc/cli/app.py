@@ -186,11 +186,36 @@ def inspect(
         ),
     ],
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+    quantization: Annotated[
+        bool,
+        typer.Option(
+            "--quantization", help="Show each quantized layer: types, ranges, granularity, SQNR."
+        ),
+    ] = False,
+    target: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="With --quantization: check the rules of this runtime. Repeatable."),
+    ] = None,
+    feeds: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="NPZ", help="With --quantization: samples to observe activations on."),
+    ] = None,
 ) -> int:
     """Show a model's signature, operators, parameters, FLOPs, sizes and quantization.
 
-    Example: optimc inspect model.onnx
+    Example: optimc inspect model.onnx --quantization --target onnxruntime
     """
+    if quantization:
+        from optimc.cli.quantization import run_quantization
+
+        return run_quantization(model, target or [], feeds, json_output=json_output)
+    if target or feeds:
+        from optimc.core.errors import InputError
+
+        raise InputError(
+            "--target and --feeds say how to look at a quantized model",
+            fix="add --quantization",
+        )
     from optimc.cli.look import run_inspect
 
     return run_inspect(model, json_output=json_output)

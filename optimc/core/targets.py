@@ -54,6 +54,9 @@ class OperatorRule(SpecData):
     """The input that holds the bias."""
     output: bool = True
     """Whether the output needs a Q as its only consumer for the INT8 kernel to be taken."""
+    gives_floats: bool = False
+    """Whether the kernel's own result is float, so that a Q behind it costs more than it brings to
+    an operator that only runs between quantized ones (the residual Add of a transformer)."""
     absorbs: tuple[str, ...] = ()
     """Activations that the kernel takes in: the Q then stands behind them (Conv: Relu, Clip)."""
     same_scale: bool = False
@@ -62,11 +65,18 @@ class OperatorRule(SpecData):
     """Data movement that runs on the integers themselves, between Q and DQ."""
     only_with_quantized_input: bool = False
     """Quantized only where every activation comes from another quantized operator."""
+    bias_apart: bool = False
+    """Whether an Add of a constant behind it is written as Sum, because the runtime would make one
+    float operator of both."""
+    only_if_read: bool = False
+    """Quantized only where another quantized operator reads the result (as data movement is)."""
     explicit_padding: bool = False
     """Whether padding that counts (AveragePool) is written as a Pad of integers, because the kernel
     would fill with the integer 0 instead of the zero point."""
     symmetric_input: bool = False
     """Whether the kernel wants a zero point of 0 at its input."""
+    symmetric_product: bool = False
+    """Whether it wants that only where its weight is an activation (`dynamic_weight`)."""
     least_size: int = 1
     """Weights (or second operands) with a smaller K or N are not worth an INT8 kernel."""
 

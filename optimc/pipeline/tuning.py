@@ -215,7 +215,7 @@ class TimedDevice:
 
     def _timed(self, models: Mapping[str, Model]) -> Mapping[str, Cost] | str:
         from optimc.measure.latency import SamplingPlan, measure
-        from optimc.pipeline.finish import benchmark_cases
+        from optimc.pipeline.cases import benchmark_cases
         from optimc.pipeline.timing import exclusive
         from optimc.targets.client import EngineWorker
 
@@ -235,7 +235,7 @@ class TimedDevice:
                 for key, engine in engines.items()
             }
             for worker in workers.values():
-                worker.bind(feeds)
+                worker.bind_all(feeds)
             timings = measure(workers, SamplingPlan(at_most_s=seconds), seed=build.recipe.seed)
         typical = timings.latency(_MODEL).p50
         if isinstance(typical, str):

@@ -103,9 +103,10 @@ class OnnxRuntime(Target):
     """How far the runtime rewrites the graph when it opens it."""
 
     fusions: bool | Literal["auto"] = "auto"
-    """Attention, skip-LayerNorm and bias-GELU as operators that only this runtime has: `auto` keeps
-    them where they verify and measuring says that they are faster on this machine (never under
-    `--no-measure`), `true` where they verify."""
+    """Attention, integer products with a bias and residual norms in the form that this runtime runs
+    fastest, mostly as operators that only it has: `auto` keeps them where they verify and measuring
+    says that they are faster on this machine (never under `--no-measure`), `true` where they
+    verify."""
 
     tools: ClassVar[tuple[str, ...]] = ("onnxruntime",)
 
@@ -153,7 +154,7 @@ class OnnxRuntime(Target):
             return model
         legal, added = found
         listed = ", ".join(f"{count} {name}" for name, count in sorted(added.items()))
-        context.notes.append(f"fused {listed} ({model.stats.nodes} -> {legal.stats.nodes} nodes)")
+        context.notes.append(f"wrote {listed} ({model.stats.nodes} -> {legal.stats.nodes} nodes)")
         return legal
 
     def build(self, model: Model, folder: Path, context: BuildContext) -> Engine:

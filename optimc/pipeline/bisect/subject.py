@@ -106,6 +106,7 @@ class Subject:
         A pass that cannot run at all leaves the stage as it is, with a `failure`.
         """
         step = self.steps[index]
+        _refuse_choices(step)
         name = step.name
         manager = self._manager(self.verify if verify is None else verify)
         manager.only = {} if only is None else {name: only}
@@ -237,3 +238,11 @@ def _probes(recipe: Recipe, data: BuildData, start: Start) -> Any:
         samples=start.data.samples(_PROBE_SAMPLES),
     )
     return source.for_passes("fast")
+
+
+def _refuse_choices(step: PassStep) -> None:
+    if Input.TUNING in step.entry.pass_.needs:
+        raise InputError(
+            f"{step.name} chooses by measuring (`max_drop`), which bisecting does not repeat",
+            fix="name under `keep_float` what the report says it kept, and leave `max_drop` out",
+        )

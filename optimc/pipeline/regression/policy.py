@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 from optimc.core.descriptions import wanted
 from optimc.core.errors import InputError
-from optimc.pipeline.units import DURATION_PATTERN, parse_duration
+from optimc.core.units import DURATION_PATTERN, parse_duration
 
 MAX_BYTES = 100_000
 

@@ -1,0 +1,170 @@
+"""Static INT8 where one range suits a tensor, dynamic INT8 where it does not.
+
+A static range is one compromise for all inputs: where few of them bring large values, either these
+are clipped or everything else is rounded to a few steps (Bondarenko et al. 2021, "Understanding and
+Overcoming the Challenges of Efficient Transformer Quantization", arXiv:2109.12948, section 3). What
+that costs is known before anything is placed, from the histogram of the calibration data:
+
+    SQNR = 10 log10( sum(h c^2) / sum(h (c - Q(c))^2) )
+
+with counts h over bin centres c, and Q of the range that `quantize_int8` would take. Products whose
+input stays under a limit take their range at run time instead, as `quantize_dynamic` writes them.
+That helps where ranges move from input to input; a channel that is large in all of them is as bad
+at run time, and needs another cure.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from optimc.core.errors import PreconditionError
+from optimc.core.model import Level, Model
+from optimc.core.passes import Effect, Input, Pass, PassContext, PassResult, RewriteLog, lossy
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from optimc.core.model import OnnxModel
+    from optimc.core.targets import QuantizationSpec
+    from optimc.passes._dynamic_place import Site
+
+NAME = "quantize_mixed"
+
+
+class QuantizeMixed(Pass):
+    """Quantizes to INT8 with calibrated ranges, and at run time where such ranges lose too much.
+
+    Rewrites: the products (MatMul, Gemm with a constant matrix) whose input keeps less than
+        `least_sqnr` dB in 8 bits with its calibrated range become dynamic INT8 (on targets without
+        kernels for that, only their weights are stored as int8); everything else is quantized as
+        quantize_int8 does it. One numbered rewrite is one operator.
+    Refuses: what quantize_int8 refuses, and what `keep_float` names.
+    Accuracy: lossy; judged by the gate where the recipe limits a metric, else by 1 % of the metric
+        or an output SQNR of 20 dB.
+    Options: least_sqnr, keep_float.
+    """
+
+    least_sqnr: Annotated[float, Field(ge=0.0, le=100.0)] = 30.0
+    """Inputs that keep fewer dB than this with a calibrated range get theirs at run time."""
+    keep_float: list[str] = Field(default=[])
+    """Operators that stay in float: patterns (`*`, `?`, `[...]`) of node names, of source names of
+    their outputs, or operator types such as `Gemm`."""
+
+    level: ClassVar[Level] = Level.ONNX
+    reads: ClassVar[frozenset[Input]] = frozenset({Input.SPEC, Input.CALIBRATION})
+    reads_names: ClassVar[bool] = True
+    quantizes: ClassVar[bool] = True
+    required_by_default: ClassVar[bool] = True
+    tools: ClassVar[tuple[str, ...]] = ("numpy", "onnx-ir")
+
+    @property
+    def effect(self) -> Effect:
+        """LOSSY with the default bound."""
+        return lossy(20.0)
+
+    def check(self, model: Model, context: PassContext) -> None:
+        """Raises PreconditionError for a model that is quantized or has too old an opset."""
+        from optimc.passes._quantize_checks import check_quantizable
+
+        graph: Any = model
+        check_quantizable(graph.ir, _spec(context), self.keep_float, NAME)
+
+    def run(self, model: OnnxModel, context: PassContext) -> PassResult:
+        """See the class. Raises PreconditionError where nothing can be quantized."""
+        from optimc.passes._dynamic_place import DynamicPlacer
+        from optimc.passes._quantize_units import node_label
+
+        self.check(model, context)
+        spec = _spec(context)
+        sites = self._dynamic(model, context, spec)
+        names = {node_label(site.node) for site in sites}
+        static = self._static(model, context, sites)
+        log = context.log
+        for refusal in static.refusals:
+            if refusal.where not in names:
+                log.refuse(refusal.rule, refusal.where, refusal.reason)
+        placer = DynamicPlacer(model.ir.graph, spec, per_channel=True)
+        for site in sites:
+            if log.allow(f"quantize {site.node.op_type} at run time", node_label(site.node)):
+                placer.place(site)
+        placer.finish()
+        stats = {**static.stats, "dynamic": len(sites)}
+        return PassResult(model.sealed(), bool(log.rewrites), stats, log.rewrites, log.refusals)
+
+    def _static(self, model: OnnxModel, context: PassContext, sites: list[Site]) -> PassResult:
+        """What quantize_int8 does where the sites stay in float, on `model` itself.
+
+        Nothing that it could quantize is no error here as long as there are sites.
+        """
+        from optimc.passes.quantize_int8 import QuantizeInt8
+
+        for site in sites:
+            site.node.name = site.node.name or str(site.node.outputs[0].name)
+        kept = [*self.keep_float, *(glob.escape(str(site.node.name)) for site in sites)]
+        quiet = dataclasses.replace(context, log=_Sharing(context.log))
+        try:
+            return QuantizeInt8(keep_float=kept).run(model, quiet)
+        except PreconditionError:
+            if not sites:
+                raise
+            return PassResult(model, False, {}, (), quiet.log.refusals)
+
+    def _dynamic(
+        self, model: OnnxModel, context: PassContext, spec: QuantizationSpec
+    ) -> list[Site]:
+        """The products whose input a calibrated range does not suit, in the graph's order."""
+        from optimc.calibration.affine import IntegerType
+        from optimc.calibration.ranges import MeanSquaredError
+        from optimc.passes._activation_noise import activation_sqnr
+        from optimc.passes._dynamic_place import judge
+        from optimc.passes.quantize_int8 import matches
+
+        if spec.dynamic is None:
+            return []
+        found = [site for node in model.ir.graph if (site := judge(node, spec)) is not None]
+        sites = [site for site in found if not isinstance(site, str) and site.kind == "matmul"]
+        sites = [s for s in sites if not any(matches(s.node, p) for p in self.keep_float)]
+        names = [str(_input(site).name) for site in sites]
+        seen = context.calibration.statistics(model, names)
+        kind = IntegerType(spec.activation_dtype, spec.activation_symmetric)
+        estimator = MeanSquaredError()
+        kept = []
+        for site, name in zip(sites, names, strict=True):
+            if name not in seen or seen[name].count == 0 or seen[name].non_finite:
+                continue
+            affine = kind.parameters(estimator.estimate(seen[name], kind))
+            if activation_sqnr(seen[name], affine) < self.least_sqnr:
+                kept.append(site)
+        return kept
+
+
+class _Sharing(RewriteLog):
+    """Numbers rewrites in another log, and keeps refusals to itself."""
+
+    def __init__(self, other: RewriteLog) -> None:
+        super().__init__()
+        self._other = other
+
+    def allow(self, rule: str, where: str) -> bool:
+        """As the other log says."""
+        return self._other.allow(rule, where) and super().allow(rule, where)
+
+
+def _input(site: Site) -> ir.Value:
+    value = site.node.inputs[0]
+    assert value is not None, "judged before"
+    return value
+
+
+def _spec(context: PassContext) -> QuantizationSpec:
+    spec = context.spec.quantization
+    if spec is None:
+        raise PreconditionError(
+            f"the target `{context.spec.runtime}` runs no INT8",
+            fix=f"take {NAME} out of the variants of this target",
+        )
+    return spec
