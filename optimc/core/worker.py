@@ -280,13 +280,17 @@ def _popen(arguments: list[str], **options: Any) -> subprocess.Popen[bytes]:
     The kernel ends a worker with the *thread* that started it, see `worker_main`: one of a pool
     would take along, when the pool ends, a worker that others still use.
     """
-    future = _starter().submit(subprocess.Popen, arguments, **options)
+    future = _starter().submit(_start, arguments, options)
     try:
         return future.result()
     except BaseException:
         # Ctrl-C while the process starts: nobody has a handle on it.
         future.add_done_callback(_kill_started)
         raise
+
+
+def _start(arguments: list[str], options: dict[str, Any]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(arguments, **options)
 
 
 @cache

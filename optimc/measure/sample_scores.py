@@ -75,7 +75,8 @@ def _own(records: Mapping[str, Array]) -> Array | None:
     if "correct" in records:
         return records["correct"]
     if "predicted" in records and "label" in records:
-        return records["predicted"] == records["label"]
+        same: Array = records["predicted"] == records["label"]
+        return same
     return records.get("score")
 
 

@@ -191,11 +191,12 @@ class TimedDevice:
     @property
     def digest(self) -> str:
         """Names the machine's features, the target, and what is timed."""
-        build = self._build
+        build, cases = self._build, self._build.recipe.benchmark.cases
+        timed = cases if isinstance(cases, str) else [dict(case) for case in cases[:1]]
         return digest_of(
             ["device", sorted(cpu_features()), self._why_not()],
             [self._cell.target.model_dump(mode="json"), tool_versions(self._cell.target.tools)],
-            [[dict(case) for case in build.recipe.benchmark.cases[:1]], self.target],
+            [timed, self.target],
         )
 
     def costs(self, model: Model, others: Mapping[str, Model]) -> Mapping[str, Cost] | str:

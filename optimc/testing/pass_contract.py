@@ -249,7 +249,7 @@ class PassContract:
 
 
 def _id(pass_: Pass) -> str:
-    given = {name: getattr(pass_, name) for name in pass_.model_fields_set}
+    given = {name: getattr(pass_, name) for name in sorted(pass_.model_fields_set)}
     return ",".join([pass_.pass_name(), *(f"{name}={value}" for name, value in given.items())])
 
 

@@ -148,7 +148,12 @@ def _builder(subject: Subject) -> EngineBuilder:
     from optimc.pipeline.engines import EngineBuilder
 
     return EngineBuilder(
-        subject.cache, subject.limits, subject.workspace, subject.recipe.seed, subject.inner
+        subject.cache,
+        subject.limits,
+        subject.workspace,
+        subject.recipe.seed,
+        subject.inner,
+        subject.data.sizes,
     )
 
 

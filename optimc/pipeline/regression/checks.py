@@ -317,10 +317,10 @@ def _slowdown(pair: Pair, margin: float) -> RegressionCheck:
         decides = "more time (`at_most` in the policy)" if pair.fresh else "--remeasure"
         return pair.unmeasured("slowdown", margin, speed, decides, **own)
     value, verdict = slowdown_of(speed), verdict_of_speed(speed, alarm, margin)
-    decides = None
+    wanted: str | None = None
     if verdict == "undecided":
-        decides = _more(value, margin, "session pairs")
-        decides += " (`at_most` in the policy)" if pair.fresh else ", or --remeasure"
+        wanted = _more(value, margin, "session pairs")
+        wanted += " (`at_most` in the policy)" if pair.fresh else ", or --remeasure"
     return pair.check(
         "slowdown",
         margin,
@@ -329,7 +329,7 @@ def _slowdown(pair: Pair, margin: float) -> RegressionCheck:
         samples=value.n,
         verdict=verdict,
         method=method,
-        decides=decides,
+        decides=wanted,
         **own,
     )
 
@@ -413,7 +413,7 @@ def _latency(pair: Pair, name: str, limit: float) -> RegressionCheck:
         reason = ms if isinstance(ms, str) else _why(ms)
         decides = "more time (`at_most` in the policy)" if pair.fresh else "--remeasure"
         return pair.unmeasured(full, limit, reason, decides)
-    value = Interval(ms, ends, *ends, runs, "order statistics")
+    value = Interval(ms, ends, ends[0], ends[1], runs, "order statistics")
     verdict = _verdict(value, limit)
     return pair.check(
         full,
