@@ -191,7 +191,7 @@ class TimedDevice:
     @property
     def digest(self) -> str:
         """Names the machine's features, the target, and what is timed."""
-        build, cases = self._build, self._build.recipe.benchmark.cases
+        cases = self._build.recipe.benchmark.cases
         timed = cases if isinstance(cases, str) else [dict(case) for case in cases[:1]]
         return digest_of(
             ["device", sorted(cpu_features()), self._why_not()],
