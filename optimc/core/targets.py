@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from optimc.core.lint import Finding
+
     Arrays = Mapping[str, NDArray[np.generic]]
 
 
@@ -322,6 +324,8 @@ class Target(BaseModel, ABC):
     """The extra that installs the runtime, None for the core."""
     reads_dims: ClassVar[bool] = False
     """Whether engines are built for certain sizes of the dynamic dims."""
+    lints: ClassVar[bool] = False
+    """Whether models are looked at before they are built, see `lint`."""
     defers: ClassVar[bool] = False
     """Whether a build that cannot be done here leaves a kit, see `defer`."""
 
@@ -342,6 +346,13 @@ class Target(BaseModel, ABC):
     def legalization(self) -> Literal["never", "measured", "always"]:
         """Whether `legalize` is asked, and whether its result has to win by measuring."""
         return "never"
+
+    def lint(self, model: Model) -> tuple[Finding, ...]:
+        """What this runtime is known to refuse or get wrong in an ONNX model, found without it.
+
+        Only for targets that `lints`; may import onnx_ir.
+        """
+        return ()
 
     def legalize(self, model: Model, context: BuildContext) -> Model:
         """Rewrites standard ONNX into what only this runtime knows, on a copy.

@@ -24,6 +24,7 @@ from optimc.pipeline.ingest_torch import with_known
 from optimc.pipeline.inner_values import InnerValues
 from optimc.pipeline.kits import prepare_kit
 from optimc.pipeline.legalization import legalize_cells
+from optimc.pipeline.lint import lint_cells
 from optimc.pipeline.lock import lock_path, read_lock, refuse_differences
 from optimc.pipeline.manager import PassInputs, PassManager, PassOutcome
 from optimc.pipeline.observer import BuildObserver, Dumper
@@ -164,6 +165,7 @@ class Build:
             models = self._run_passes(
                 PassVerifier(pass_oracle, inner, skip_reason=skip), pass_oracle
             )
+            lint_cells(self, models)
             self.observer.on_stage("building and verifying engines")
             self.engines = EngineBuilder(
                 self.cache, self.limits, self.workspace, self.recipe.seed, inner, self.data.sizes

@@ -21,6 +21,7 @@ from optimc.targets.artifacts import feeds_as_text, place_onnx, session_settings
 from optimc.targets.feeds import check_exchange
 
 if TYPE_CHECKING:
+    from optimc.core.lint import Finding
     from optimc.core.model import Signature, TensorSpec
     from optimc.core.targets import DimSizes
     from optimc.targets.tensorrt_build import PlanOptions, Shapes
@@ -77,6 +78,7 @@ class TensorRT(Target):
     tools: ClassVar[tuple[str, ...]] = ("tensorrt",)
     extra: ClassVar[str | None] = "tensorrt"
     reads_dims: ClassVar[bool] = True
+    lints: ClassVar[bool] = True
     defers: ClassVar[bool] = True
 
     @classmethod
@@ -84,14 +86,12 @@ class TensorRT(Target):
         missing = [m for m in ("tensorrt", "cuda") if importlib.util.find_spec(m) is None]
         if missing:
             return Unavailability(f"{NAME} is not installed (extra `{cls.extra}`)", _LIBRARIES_FIX)
-        try:
-            found = version("tensorrt")
-        except PackageNotFoundError:
-            found = "0.0"
-        if tuple(int(part) for part in found.split(".")[:2]) < LEAST_VERSION:
+        found = _release()
+        if found is None or found < LEAST_VERSION:
             least = ".".join(map(str, LEAST_VERSION))
+            shown = "of an unknown version" if found is None else ".".join(map(str, found))
             return Unavailability(
-                f"{NAME} {found} is installed, optimc takes {least} and newer",
+                f"{NAME} {shown} is installed, optimc takes {least} and newer",
                 f"pip install 'tensorrt>={least}'",
             )
         return _no_gpu()
@@ -113,6 +113,13 @@ class TensorRT(Target):
             ),
             quantization=tensorrt(),
         )
+
+    def lint(self, model: Model) -> tuple[Finding, ...]:
+        from optimc.targets.tensorrt_lint import lint
+        from optimc.targets.tensorrt_support import parser_of
+
+        assert isinstance(model, OnnxModel)
+        return lint(model, parser_of(_release()))
 
     def build(self, model: Model, folder: Path, context: BuildContext) -> Engine:
         from optimc.targets.tensorrt_build import Console, build_plan
@@ -201,6 +208,16 @@ def _shapes(
     picked = [sizes[dim] if isinstance(dim, str) else (dim, dim, dim) for dim in spec.shape]
     least, usual, greatest = (tuple(triple[i] for triple in picked) for i in range(3))
     return least, usual, greatest
+
+
+def _release() -> tuple[int, int] | None:
+    """The installed release of TensorRT, None where there is none."""
+    try:
+        found = version("tensorrt")
+    except PackageNotFoundError:
+        return None
+    major, minor, *_ = (int(part) for part in found.split(".")[:2])
+    return major, minor
 
 
 def _no_gpu() -> Unavailability | None:

@@ -9,34 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
+from optimc.core.lint import Finding, Severity
 from optimc.targets import tensorrt_support as support
 from optimc.targets.tensorrt_support import PARSERS, Parser
 
 if TYPE_CHECKING:
     from optimc.core.model import OnnxModel
-
-Severity = Literal["error", "warning"]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing at one node."""
-
-    node: str
-    operator: str
-    rule: str
-    severity: Severity
-    """An `error` is refused or computes something else; a `warning` costs speed or may surprise."""
-    reason: str
-    fix: str
-
-    def __str__(self) -> str:
-        return f"{self.node} ({self.operator}): {self.reason}\n  fix: {self.fix}"
-
 
 @dataclass(frozen=True)
 class Setting:
