@@ -17,6 +17,7 @@ from optimc.pipeline import assemble
 from optimc.pipeline.assemble import CellResult, figures_of, skipped
 from optimc.pipeline.evaluation import Evaluator, loaded_metrics
 from optimc.pipeline.gate import GateResult, judge
+from optimc.pipeline.kits import write_reports
 from optimc.pipeline.lock import lock_path, read_lock, refuse_differences, write_lock
 from optimc.pipeline.parallel import run_side_by_side
 from optimc.pipeline.probes import seeded_array
@@ -227,12 +228,12 @@ def finish(build: Build) -> schema.Report:
     build.observer.on_stage("writing")
     lock_state = _lock(build, gate)
     report = _report(build, gate, timings, source_metrics, lock_state)
-    write_artifacts(build)
+    write_artifacts(build, report)
     build.files = write_report(report, build.options.out)
     return report
 
 
-def write_artifacts(build: Build) -> None:
+def write_artifacts(build: Build, report: schema.Report) -> None:
     """Copies every built engine to ``artifacts/<variant>/<target>``; replaces what was there."""
     with atomic_folder(build.options.out / "artifacts") as folder:
         for result in build.cells_alive():
@@ -245,6 +246,7 @@ def write_artifacts(build: Build) -> None:
         for result in build.results.values():
             if result.kit is not None:
                 shutil.copytree(result.kit, folder / result.cell.variant / result.cell.target_name)
+        write_reports(build, report, folder)
 
 
 def _check_delivered(engine: Engine, place: Path) -> None:

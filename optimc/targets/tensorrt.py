@@ -75,6 +75,10 @@ class TensorRT(Target):
     device: Annotated[int, Field(ge=0)] = 0
     """The number of the GPU."""
 
+    evaluation_in_kit: bool = False
+    """Whether a kit holds the evaluation data, so that `optimc finish` can measure the metrics.
+    Only for samples of one shape."""
+
     tools: ClassVar[tuple[str, ...]] = ("tensorrt",)
     extra: ClassVar[str | None] = "tensorrt"
     reads_dims: ClassVar[bool] = True

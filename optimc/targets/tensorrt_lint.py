@@ -20,6 +20,7 @@ from optimc.targets.tensorrt_support import PARSERS, Parser
 if TYPE_CHECKING:
     from optimc.core.model import OnnxModel
 
+
 @dataclass(frozen=True)
 class Setting:
     """What rules may look at beside the node."""

@@ -1,6 +1,6 @@
 """The placement for TensorRT without a GPU: what the lint says of it, and what it costs.
 
-    python bench/tensorrt.py [--models resnet20 resnet56] [--take N] [NAME...]
+    python bench/tensorrt_placement.py [--models resnet20 resnet56] [--take N] [NAME...]
 
 First, each architecture (built from a config with seeded weights by a factory, see
 bench/architectures.py) and each shared model is quantized for TensorRT, and linted: clean
