@@ -304,6 +304,9 @@ class BuildContext:
     """The recipe's sizes of the dynamic dims, where the target `reads_dims`."""
     notes: list[str] = field(default_factory=list)
     """Lines for the report."""
+    timing_cache: bytes = b""
+    """What earlier builds on this device measured, where the target `keeps_timings`; a build puts
+    there what it knows now."""
 
 
 class Target(BaseModel, ABC):
@@ -326,6 +329,8 @@ class Target(BaseModel, ABC):
     """Whether engines are built for certain sizes of the dynamic dims."""
     lints: ClassVar[bool] = False
     """Whether models are looked at before they are built, see `lint`."""
+    keeps_timings: ClassVar[bool] = False
+    """Whether builds measure kernels and a later build may use what an earlier one measured."""
     defers: ClassVar[bool] = False
     """Whether a build that cannot be done here leaves a kit, see `defer`."""
 
@@ -333,6 +338,17 @@ class Target(BaseModel, ABC):
     @abstractmethod
     def unavailable(cls) -> Unavailability | None:
         """Why this runtime cannot be used here, or None. Cheap: imports nothing heavy."""
+
+    def hardware(self) -> Mapping[str, str]:
+        """What of the device decides the engine beside the CPU, such as the GPU and its driver.
+
+        A part of the engine's cache key; only asked where the target is not `unavailable`.
+        """
+        return {}
+
+    def libraries(self) -> tuple[Path, ...]:
+        """Files of native code that the options name; their content decides the engine."""
+        return ()
 
     @classmethod
     def preload(cls) -> None:

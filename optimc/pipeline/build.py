@@ -170,6 +170,7 @@ class Build:
             self.engines = EngineBuilder(
                 self.cache, self.limits, self.workspace, self.recipe.seed, inner, self.data.sizes
             )
+            self.engines.progress = self.observer.on_share
             built = {name: m for name, m in models.items() if name not in self.plan.unavailable}
             run_side_by_side(
                 built.items(),

@@ -271,12 +271,21 @@ def _lock(build: Build, gate: GateResult) -> str | Skipped:
     if build.options.partial:
         return skipped("not the whole recipe was built (--variant, --target, --set or --limit)")
     content = {**lock_inputs(build), "cells": cells, "choices": _choices(build, gate, path)}
+    if timings := _timing_caches(build):
+        content["timing_caches"] = timings  # told, not held to: it grows with every build
     try:
         write_lock(path, content)
     except InputError as error:
         build.warnings.append(f"the lock was not written: {error.what}")
         return skipped(error.what)
     return str(path)
+
+
+def _timing_caches(build: Build) -> dict[str, str]:
+    """By target: the digest of the timings that its engines were built with."""
+    targets = {result.cell.target_name: result.cell.target for result in build.cells_alive()}
+    found = {name: build.engines.timings_digest(target) for name, target in targets.items()}
+    return {name: digest for name, digest in found.items() if digest is not None}
 
 
 def _choices(build: Build, gate: GateResult, path: Path) -> dict[str, Any]:

@@ -92,10 +92,10 @@ class KitRun:
             cache.close()
 
     def _check_trust(self) -> None:
-        plugins = getattr(self.target, "plugins", None)
+        plugins = self.target.libraries()
         if self.untrusted and plugins:
             raise InputError(
-                f"the kit's plugins are native code ({plugins[0]}), which --untrusted refuses",
+                f"the kit's plugins are native code ({plugins[0].name}), which --untrusted refuses",
                 where=str(self.folder / KIT),
                 fix="leave out --untrusted if you trust these libraries",
             )
@@ -106,6 +106,7 @@ class KitRun:
         inner = InnerValues({}, workspace)
         self.cache = cache
         self.builder = EngineBuilder(cache, self.limits, workspace, kit.seed, inner, sizes)
+        self.builder.progress = self.observer.on_share
         self.result = CellResult(Cell(kit.variant, kit.target, self.target))
         self.result.metrics = kit.evaluation or "not measured"
         self.observer.on_stage("building and verifying the engine")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -115,13 +115,19 @@ def kit_target(kit: KitFile, folder: Path) -> Target:
     """The target that the kit is for. Raises InputError where there is no such, with `options`."""
     try:
         runtime = kit.options.get("runtime")
-        return target_class(str(runtime)).model_validate_json(json.dumps(kit.options))
+        target = target_class(str(runtime)).model_validate_json(json.dumps(kit.options))
     except ValidationError as error:
         first = error.errors()[0]
         what = f"options.{'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise InputError(what, where=str(folder / KIT), fix=_FIX) from error
     except OptimcError as error:
         raise InputError(error.what, where=str(folder / KIT), fix=error.fix) from error
+    return with_libraries(target, [folder / path for path in target.libraries()])
+
+
+def with_libraries(target: Target, places: Sequence[Path]) -> Target:
+    """The target with its libraries at other places."""
+    return target.model_copy(update={"plugins": list(places)}) if places else target
 
 
 def kit_model(kit: KitFile, folder: Path, which: Literal["model", "source"]) -> OnnxModel:

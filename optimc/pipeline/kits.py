@@ -6,6 +6,7 @@ here, and the target's own scripts, which build the engine and compare it withou
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from optimc.pipeline.kit_file import (
     KitProbe,
     Stored,
     kit_text,
+    with_libraries,
 )
 from optimc.pipeline.outputs import verified_by
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
     from optimc.calibration.dataset import Dataset
     from optimc.core.model import OnnxModel
+    from optimc.core.targets import Target
     from optimc.pipeline.assemble import CellResult
     from optimc.pipeline.build import Build
     from optimc.pipeline.oracle import Oracle
@@ -49,6 +52,7 @@ def prepare_kit(build: Build, result: CellResult, model: OnnxModel, oracle: Orac
     folder.mkdir(parents=True)
     context = BuildContext(workspace=build.workspace, seed=build.recipe.seed, dims=build.data.sizes)
     try:
+        target = _with_own_libraries(cell.target, folder)
         model.save(folder / "model")
         build.start.model.save(folder / "source")
         expected = oracle.outputs(model.digest, build.path_of(model))
@@ -56,9 +60,9 @@ def prepare_kit(build: Build, result: CellResult, model: OnnxModel, oracle: Orac
         feeds = [probe.feeds for probe in oracle.probes]
         write_probes(folder / PROBES, model, feeds, expected, reference)
         result.kit_evaluation = write_evaluation(build, result, folder / EVALUATION)
-        told = kit_text(_kit_file(build, result, model, oracle))
+        told = kit_text(_kit_file(build, result, target, model, oracle))
         (folder / KIT).write_text(told, encoding="utf-8")
-        cell.target.defer(model, folder, context)
+        target.defer(model, folder, context)
     except CellError as error:
         result.status, result.reason = "failed", f"no kit: {error.what}"
         return
@@ -92,7 +96,20 @@ def write_probes(
     np.savez_compressed(path, allow_pickle=False, **arrays)
 
 
-def _kit_file(build: Build, result: CellResult, model: OnnxModel, oracle: Oracle) -> KitFile:
+def _with_own_libraries(target: Target, folder: Path) -> Target:
+    """The target as the kit has it: copies of its libraries, by their places in the kit."""
+    places = []
+    for number, library in enumerate(target.libraries()):
+        place = Path("plugins") / f"{number}-{library.name}"
+        (folder / "plugins").mkdir(exist_ok=True)
+        shutil.copyfile(library, folder / place)
+        places.append(place)
+    return with_libraries(target, places)
+
+
+def _kit_file(
+    build: Build, result: CellResult, target: Target, model: OnnxModel, oracle: Oracle
+) -> KitFile:
     """What `optimc finish` reads."""
     cell, recipe = result.cell, build.recipe
     stable = oracle.stable_outputs(model, build.path_of(model))
@@ -117,7 +134,7 @@ def _kit_file(build: Build, result: CellResult, model: OnnxModel, oracle: Oracle
         optimc=__version__,
         variant=cell.variant,
         target=cell.target_name,
-        options=cell.target.model_dump(mode="json"),
+        options=target.model_dump(mode="json"),
         dims=dict(build.data.dims),
         seed=recipe.seed,
         lossy=result.lossy,

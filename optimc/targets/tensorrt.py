@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -83,6 +84,7 @@ class TensorRT(Target):
     extra: ClassVar[str | None] = "tensorrt"
     reads_dims: ClassVar[bool] = True
     lints: ClassVar[bool] = True
+    keeps_timings: ClassVar[bool] = True
     defers: ClassVar[bool] = True
 
     @classmethod
@@ -103,6 +105,14 @@ class TensorRT(Target):
     @classmethod
     def preload(cls) -> None:
         import tensorrt  # noqa: F401
+
+    def hardware(self) -> Mapping[str, str]:
+        from optimc.targets.tensorrt_cuda import describe_device
+
+        return describe_device(self.device)
+
+    def libraries(self) -> tuple[Path, ...]:
+        return tuple(self.plugins)
 
     def spec(self) -> TargetSpec:
         from optimc.targets.quantization_specs import tensorrt
@@ -126,7 +136,8 @@ class TensorRT(Target):
         return lint(model, parser_of(_release()))
 
     def build(self, model: Model, folder: Path, context: BuildContext) -> Engine:
-        from optimc.targets.tensorrt_build import Console, build_plan
+        from optimc.targets.tensorrt_build import Console, Log, build_plan
+        from optimc.targets.tensorrt_cuda import call
 
         missing = self.unavailable()
         if missing is not None:
@@ -137,7 +148,13 @@ class TensorRT(Target):
         if path is None:
             path = context.workspace / "model.onnx"
             place_onnx(model, path)
-        plan = build_plan(path, self.plan_options(model.signature, context.dims), Console())
+        call("cudaSetDevice", self.device)
+        options = self.plan_options(model.signature, context.dims)
+        options = replace(options, timing_cache=context.timing_cache)
+        log = Log()
+        plan = build_plan(path, options, Console(log.take, log.show))
+        context.timing_cache = plan.timing_cache
+        context.notes += log.warnings
         (folder / PLAN).write_bytes(plan.engine)
         return Engine.describe(
             folder,

@@ -32,7 +32,7 @@ def build(trt: Any, logger: Any, options: dict[str, Any]) -> Any:
     except (TypeError, RuntimeError) as error:
         stop(f"tensorrt.Builder refused: {error}", "this call needs an NVIDIA GPU and its driver")
     for library in options["plugins"]:
-        builder.get_plugin_registry().load_library(library)
+        builder.get_plugin_registry().load_library(str(HERE / library))
     flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(flags)
     parser = trt.OnnxParser(network, logger)

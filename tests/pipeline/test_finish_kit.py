@@ -102,10 +102,10 @@ def no_report(kit: Path) -> str:
     return "cannot read the report"
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [empty, no_json, other_schema, path_as_name, unknown_runtime, unknown_option, no_report],
-)
+SPOILT = [empty, no_json, other_schema, path_as_name, unknown_runtime, unknown_option, no_report]
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
 def test_bad_kits_get_one_message(spoil: Callable[[Path], str], kit: Path, tmp_path: Path) -> None:
     bad = shutil.copytree(kit, tmp_path / "bad")
     message = spoil(bad)
@@ -137,9 +137,31 @@ def test_the_kit_holds_the_evaluation_data_where_it_is_asked_for(kit: Path) -> N
 def test_the_kit_holds_none_where_it_is_not(tmp_path: Path) -> None:
     made = deferred(tmp_path, recipe=RECIPE.replace(", evaluation_in_kit: true", ""))
     assert not (made / "evaluation.npz").exists()
-    assert (
-        "set `evaluation_in_kit: true`" in json.loads((made / "kit.json").read_text())["evaluation"]
-    )
+    told = json.loads((made / "kit.json").read_text())
+    assert "set `evaluation_in_kit: true`" in told["evaluation"]
+
+
+def test_plugins_are_found_beside_the_recipe_and_travel_in_the_kit(tmp_path: Path) -> None:
+    (tmp_path / "libraries").mkdir()
+    (tmp_path / "libraries/own.so").write_bytes(b"native")
+    text = RECIPE.replace("evaluation_in_kit: true", "plugins: [libraries/own.so]")
+    made = deferred(tmp_path, recipe=text)
+    assert (made / "plugins/0-own.so").read_bytes() == b"native"
+    assert json.loads((made / "tensorrt.json").read_text())["plugins"] == ["plugins/0-own.so"]
+    assert json.loads((made / "kit.json").read_text())["options"]["plugins"] == ["plugins/0-own.so"]
+    assert "--dynamicPlugins=plugins/0-own.so" in (made / "trtexec.sh").read_text()
+    done = run_optimc("check", "recipe.yaml", "--untrusted", cwd=tmp_path)
+    assert done.code == ExitCode.INPUT
+    assert "loads native code, which --untrusted refuses" in done.err
+    assert "recipe.yaml:7:" in done.err
+
+
+def test_a_plugin_that_is_not_there_is_named(tmp_path: Path) -> None:
+    text = RECIPE.replace("evaluation_in_kit: true", "plugins: [own.so]")
+    (tmp_path / "recipe.yaml").write_text(text)
+    done = run_optimc("check", "recipe.yaml", cwd=tmp_path)
+    assert done.code == ExitCode.INPUT
+    assert "`own.so`: there is no such file" in done.err
 
 
 Finish = Callable[..., Finished]
@@ -193,6 +215,8 @@ def test_on_paper_a_kit_is_built_proved_measured_and_judged(
     assert {check["name"] for check in report["gate"]["checks"]} == {"drop.top1", "size_mb"}
     assert (own / "report.html").is_file()
     assert (own / "report.md").is_file()
+    timings = list((tmp_path / "cache").rglob("timing.cache"))
+    assert [path.read_bytes() for path in timings] == [b"timings"]
 
 
 @pytest.mark.slow
