@@ -49,7 +49,7 @@ class CellResult:
 
     def fail(self, reason: str) -> None:
         """The first failure is the one that is told."""
-        if self.status == "built":
+        if self.status in ("built", "deferred"):
             self.status, self.reason = "failed", reason
 
     @property

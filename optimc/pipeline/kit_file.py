@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_serializer
 
 from optimc.core.errors import InputError, OptimcError
 from optimc.core.model import OnnxModel, Signature, load_model
@@ -81,6 +81,11 @@ class KitFile(_Part):
     evaluation: str | None
     """Why the kit holds no evaluation data; None where it does."""
     evaluation_labels: bool = False
+
+    @field_serializer("benchmark")
+    def _as_written(self, benchmark: Benchmark) -> dict[str, Any]:
+        """As recipes have it: durations with their unit."""
+        return {**benchmark.model_dump(mode="json"), "at_most": f"{benchmark.at_most!r} s"}
 
     @property
     def cell(self) -> str:

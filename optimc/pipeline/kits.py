@@ -6,6 +6,7 @@ here, and the target's own scripts, which build the engine and compare it withou
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -138,7 +139,7 @@ def _kit_file(
         dims=dict(build.data.dims),
         seed=recipe.seed,
         lossy=result.lossy,
-        signature=model.signature.to_json(),
+        signature=json.loads(json.dumps(model.signature.to_json())),  # lists, not tuples
         model=Stored(file="model/model.onnx", digest=model.digest),
         source=Stored(file="source/model.onnx", digest=build.start.model.digest),
         probes=tuple(KitProbe(label=probe.label, real=probe.real) for probe in oracle.probes),

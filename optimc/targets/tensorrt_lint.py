@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import onnx_ir as ir
-
 from optimc.core.lint import Finding, Severity
 from optimc.targets import tensorrt_support as support
 from optimc.targets.tensorrt_support import PARSERS, Parser
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from optimc.core.model import OnnxModel
 
 
