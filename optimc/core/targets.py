@@ -331,6 +331,9 @@ class Target(BaseModel, ABC):
     """Whether models are looked at before they are built, see `lint`."""
     keeps_timings: ClassVar[bool] = False
     """Whether builds measure kernels and a later build may use what an earlier one measured."""
+    times_on_device: ClassVar[bool] = False
+    """Whether what a session binds has `times`, by the device's own clock, and the session
+    `clocks_mhz`."""
     defers: ClassVar[bool] = False
     """Whether a build that cannot be done here leaves a kit, see `defer`."""
 

@@ -15,6 +15,7 @@ from optimc.core.files import atomic_folder, file_sha256
 from optimc.core.targets import Engine, Target
 from optimc.pipeline import assemble
 from optimc.pipeline.assemble import CellResult, figures_of, skipped
+from optimc.pipeline.device_times import device_times_note
 from optimc.pipeline.evaluation import Evaluator, loaded_metrics
 from optimc.pipeline.gate import GateResult, judge
 from optimc.pipeline.kits import write_reports
@@ -131,11 +132,14 @@ def time_cells(build: Build) -> BuildTimings:
     decided = None
     if build.recipe.benchmark.until == "decided" and build.recipe.gate is not None:
         decided = _question(build, alive)
-    timings = timer.run(cells, references, benchmark_cases(build), decided)
+    measured = benchmark_cases(build)
+    timings = timer.run(cells, references, measured, decided)
     for name, result in alive.items():
         if name in timings.failures:
             result.fail(timings.failures[name])
             continue
+        note = device_times_note(name, cells[name].engine, build.limits, measured[0].feeds)
+        build.notes += [note] if note else []
         result.cases = {case: cells[name] for case, cells in timings.cases.items()}
         result.load_ms = timings.load_ms[name]
         result.peak_memory_mb = timings.peak_memory_mb[name]

@@ -19,6 +19,7 @@ from optimc.pipeline import assemble
 from optimc.pipeline.assemble import CellResult, figures_of, skipped
 from optimc.pipeline.cache import Cache
 from optimc.pipeline.compare import compare_on_data, compare_outputs
+from optimc.pipeline.device_times import device_times_note
 from optimc.pipeline.engines import Agreement, EngineBuilder, EngineProof
 from optimc.pipeline.gate import GateResult, judge
 from optimc.pipeline.inner_values import InnerValues
@@ -261,6 +262,8 @@ class KitRun:
         result.cases = {case: cells[kit.cell] for case, cells in timings.cases.items()}
         result.load_ms = timings.load_ms[kit.cell]
         result.peak_memory_mb = timings.peak_memory_mb[kit.cell]
+        note = device_times_note(kit.cell, result.engine, self.limits, self._cases()[0].feeds)
+        self.notes += [note] if note else []
         if same == SOURCE:
             self.notes.append("speedup_same_runtime is against the source on ONNX Runtime")
         return timings

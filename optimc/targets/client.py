@@ -126,6 +126,10 @@ class EngineWorker:
         reply = self._settled().call("time_block", runs=runs)
         return cast("NDArray[np.int64]", reply.arrays["ns"])
 
+    def device_times(self, runs: int) -> dict[str, Any]:
+        """See `optimc.targets.service.EngineService.device_times`."""
+        return dict(self._settled().call("device_times", runs=runs).data)
+
     def first_result_ms(self, feeds: Arrays) -> float:
         """How long a fresh session takes from opening to its first outputs, in ms.
 

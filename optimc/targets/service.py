@@ -163,6 +163,21 @@ class EngineService:
                 gc.enable()
         return None, {"ns": np.array(samples, dtype=np.int64)}
 
+    def device_times(self, arrays: Arrays, runs: int) -> Answer:
+        """Medians of `runs` runs on what is bound, by the device's own clock: `copy_in_ms`,
+        `compute_ms`, `copy_out_ms`; `clocks` right behind them. For targets that
+        `times_on_device`."""
+        from statistics import median
+
+        bound: Any = self._bound
+        session: Any = self._session
+        found = [bound.times() for _ in range(runs)]
+        medians = {
+            name: median(getattr(one, name) for one in found)
+            for name in ("copy_in_ms", "compute_ms", "copy_out_ms")
+        }
+        return {**medians, "clocks": session.clocks_mhz()}, {}
+
     def memory(self, arrays: Arrays) -> Answer:
         """Resident memory of this process in MB: `current_mb`, `peak_mb`, and `baseline_mb`.
 

@@ -85,6 +85,7 @@ class TensorRT(Target):
     reads_dims: ClassVar[bool] = True
     lints: ClassVar[bool] = True
     keeps_timings: ClassVar[bool] = True
+    times_on_device: ClassVar[bool] = True
     defers: ClassVar[bool] = True
 
     @classmethod

@@ -65,6 +65,9 @@ class HostCuda(ModuleType):
         properties.major, properties.minor = 9, 0
         return (properties,)
 
+    def _do_devicegetpcibusid(self, length: int, device: int) -> tuple[bytes]:
+        return (b"0000:01:00.0".ljust(length, b"\0"),)
+
     def _do_drivergetversion(self) -> tuple[int]:
         return (13000,)
 

@@ -215,6 +215,8 @@ def test_on_paper_a_kit_is_built_proved_measured_and_judged(
     assert {check["name"] for check in report["gate"]["checks"]} == {"drop.top1", "size_mb"}
     assert (own / "report.html").is_file()
     assert (own / "report.md").is_file()
+    assert any("by the device's events" in note for note in report["notes"])
+    assert any("clocks: " in note for note in report["notes"])
     timings = list((tmp_path / "cache").rglob("timing.cache"))
     assert [path.read_bytes() for path in timings] == [b"timings"]
 
