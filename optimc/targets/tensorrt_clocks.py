@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 from optimc.core.errors import CellError
 from optimc.targets.tensorrt_cuda import call
 
@@ -14,7 +17,7 @@ def clocks_mhz(device: int) -> dict[str, int] | str:
     NVML numbers GPUs in another order than CUDA: the PCI bus tells which one it is.
     """
     try:
-        import pynvml
+        pynvml: Any = import_module("pynvml")
     except ImportError:
         return "nvidia-ml-py is not installed"
     try:

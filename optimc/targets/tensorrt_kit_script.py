@@ -37,8 +37,8 @@ def build(trt: Any, logger: Any, options: dict[str, Any]) -> Any:
     network = builder.create_network(flags)
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(HERE / "model" / "model.onnx")):
-        error = parser.get_error(0)
-        stop(f"{error.node_name()}: {error.desc()}", "see the log above")
+        refusal = parser.get_error(0)
+        stop(f"{refusal.node_name()}: {refusal.desc()}", "see the log above")
     config = builder.create_builder_config()
     config.builder_optimization_level = options["optimization_level"]
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
