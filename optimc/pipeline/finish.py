@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -324,9 +325,18 @@ def lock_inputs(build: Build) -> dict[str, Any]:
     return {
         "optimc": __version__,
         "recipe": build.recipe.digest,
-        "inputs": dict(build.source.files),
+        "inputs": {**build.source.files, **_library_digests(build)},
         "data": build.data.digests(),
         "tools": used_tools(build),
+    }
+
+
+def _library_digests(build: Build) -> dict[str, str]:
+    """The native code that targets load, by its place beside the recipe."""
+    return {
+        os.path.relpath(path, build.recipe.folder): file_sha256(path)
+        for target in build.recipe.targets.values()
+        for path in target.libraries()
     }
 
 

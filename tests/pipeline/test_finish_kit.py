@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -150,6 +151,8 @@ def test_plugins_are_found_beside_the_recipe_and_travel_in_the_kit(tmp_path: Pat
     assert json.loads((made / "tensorrt.json").read_text())["plugins"] == ["plugins/0-own.so"]
     assert json.loads((made / "kit.json").read_text())["options"]["plugins"] == ["plugins/0-own.so"]
     assert "--dynamicPlugins=plugins/0-own.so" in (made / "trtexec.sh").read_text()
+    lock = json.loads((tmp_path / "recipe.lock").read_text())
+    assert lock["inputs"].keys() == {"model.onnx", "libraries/own.so"}
     done = run_optimc("check", "recipe.yaml", "--untrusted", cwd=tmp_path)
     assert done.code == ExitCode.INPUT
     assert "loads native code, which --untrusted refuses" in done.err
@@ -219,6 +222,37 @@ def test_on_paper_a_kit_is_built_proved_measured_and_judged(
     assert any("clocks: " in note for note in report["notes"])
     timings = list((tmp_path / "cache").rglob("timing.cache"))
     assert [path.read_bytes() for path in timings] == [b"timings"]
+
+
+@pytest.mark.slow
+def test_on_paper_a_build_keeps_timings_and_names_them_in_the_lock(
+    kit: Path, on_paper: Finish, tmp_path: Path
+) -> None:
+    source = kit.parents[3]
+    for name in ("model.onnx", "eval.npz", "recipe.yaml"):
+        shutil.copy(source / name, tmp_path / name)
+    done = on_paper("build", "recipe.yaml", "-o", "out", "--no-measure", cwd=tmp_path)
+    (cell,) = report_of(tmp_path / "out")["results"]
+    assert cell["status"] == "built", done.err
+    assert cell["engine"]["verdict"] == "equivalent"
+    (kept,) = (tmp_path / "cache").rglob("timing.cache")
+    lock = json.loads((tmp_path / "recipe.lock").read_text())
+    assert lock["timing_caches"] == {"trt": hashlib.sha256(kept.read_bytes()).hexdigest()}
+    again = on_paper("build", "recipe.yaml", "-o", "out", "--no-measure", "--locked", cwd=tmp_path)
+    assert again.code == done.code, again.err
+
+
+@pytest.mark.slow
+def test_on_paper_a_metric_that_would_run_code_is_refused(
+    kit: Path, on_paper: Finish, tmp_path: Path
+) -> None:
+    own = shutil.copytree(kit, tmp_path / "kit")
+    told = json.loads((own / "kit.json").read_text())
+    told["metrics"] = {"mine": {"call": "os:getcwd"}}
+    (own / "kit.json").write_text(json.dumps(told))
+    done = on_paper("finish", own, cwd=tmp_path)
+    assert done.code == ExitCode.INPUT, done.err
+    assert "metrics.mine would run code" in done.err
 
 
 @pytest.mark.slow
