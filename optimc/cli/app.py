@@ -415,7 +415,35 @@ def bundle(
     return run_bundle(folder, form=form, cell=cell, name=name, version=version, out=out)
 
 
+@app.command()
+def finish(
+    kit: Annotated[
+        Path,
+        typer.Argument(metavar="KIT", help="What a build left for a deferred cell."),
+    ],
+    untrusted: Annotated[
+        bool, typer.Option("--untrusted", help="Refuse kits that would load plugin libraries.")
+    ] = False,
+    no_measure: Annotated[
+        bool, typer.Option("--no-measure", help="Build and verify only: no metrics, no latency.")
+    ] = False,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print report.json on stdout.")
+    ] = False,
+) -> int:
+    """Finish a deferred build where its GPU is: build, compare with the probes, measure, judge.
+
+    Leaves engine/, report.json, report.html, report.md and junit.xml in KIT.
+
+    Example: optimc finish optimc-build/quickstart/artifacts/int8/trt
+    """
+    from optimc.cli.finish import run_finish
+
+    return run_finish(kit, untrusted=untrusted, no_measure=no_measure, json_output=json_output)
+
+
 app.add_typer(culprits_app)
+
 
 cache_app = typer.Typer(
     help="Look after the cache: where it is, how big, verify, prune, clear, export, import.",

@@ -24,13 +24,24 @@ def run_check(recipe_path: Path, *, explain: bool, settings: list[str], untruste
         print(printable(plan.explain()))
     missing = [cell for cell in plan.cells if cell.name in plan.unavailable]
     needed = [cell for cell in missing if not cell.target.optional]
+    refused = _lint(recipe)
     for cell in needed:
         print(printable(f"error: {plan.unavailable[cell.name]}"), file=sys.stderr)
-    if needed:
+    if needed or refused:
         return int(ExitCode.CELL)
     skipped = f", of which {len(missing)} cannot be built here" if missing else ""
     print(f"{recipe_path}: fine, {len(plan.cells)} cells{skipped}", file=sys.stderr)
     return int(ExitCode.OK)
+
+
+def _lint(recipe: Recipe) -> bool:
+    """Prints what targets know to go wrong; whether a cell that was asked for cannot be built."""
+    from optimc.pipeline.lint import lint_source
+
+    found = lint_source(recipe)
+    for line in (line for one in found for line in one.lines()):
+        print(printable(line), file=sys.stderr)
+    return any(one.fails for one in found)
 
 
 def _check_model_and_data(recipe: Recipe) -> None:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from optimc.core.lint import Finding
+
     Arrays = Mapping[str, NDArray[np.generic]]
 
 
@@ -335,6 +337,9 @@ class BuildContext:
     """The recipe's sizes of the dynamic dims, where the target `reads_dims`."""
     notes: list[str] = field(default_factory=list)
     """Lines for the report."""
+    timing_cache: bytes = b""
+    """What earlier builds on this device measured, where the target `keeps_timings`; a build puts
+    there what it knows now."""
 
 
 class Target(BaseModel, ABC):
@@ -355,6 +360,13 @@ class Target(BaseModel, ABC):
     """The extra that installs the runtime, None for the core."""
     reads_dims: ClassVar[bool] = False
     """Whether engines are built for certain sizes of the dynamic dims."""
+    lints: ClassVar[bool] = False
+    """Whether models are looked at before they are built, see `lint`."""
+    keeps_timings: ClassVar[bool] = False
+    """Whether builds measure kernels and a later build may use what an earlier one measured."""
+    times_on_device: ClassVar[bool] = False
+    """Whether what a session binds has `times`, by the device's own clock, and the session
+    `clocks_mhz`."""
     defers: ClassVar[bool] = False
     """Whether a build that cannot be done here leaves a kit, see `defer`."""
 
@@ -362,6 +374,17 @@ class Target(BaseModel, ABC):
     @abstractmethod
     def unavailable(cls) -> Unavailability | None:
         """Why this runtime cannot be used here, or None. Cheap: imports nothing heavy."""
+
+    def hardware(self) -> Mapping[str, str]:
+        """What of the device decides the engine beside the CPU, such as the GPU and its driver.
+
+        A part of the engine's cache key; only asked where the target is not `unavailable`.
+        """
+        return {}
+
+    def libraries(self) -> tuple[Path, ...]:
+        """Files of native code that the options name; their content decides the engine."""
+        return ()
 
     @classmethod
     def preload(cls) -> None:
@@ -375,6 +398,13 @@ class Target(BaseModel, ABC):
     def legalization(self) -> Literal["never", "measured", "always"]:
         """Whether `legalize` is asked, and whether its result has to win by measuring."""
         return "never"
+
+    def lint(self, model: Model) -> tuple[Finding, ...]:
+        """What this runtime is known to refuse or get wrong in an ONNX model, found without it.
+
+        Only for targets that `lints`; may import onnx_ir.
+        """
+        return ()
 
     def legalize(self, model: Model, context: BuildContext) -> Model:
         """Rewrites standard ONNX into what only this runtime knows, on a copy.

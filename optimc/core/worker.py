@@ -15,8 +15,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing.connection import Connection, Pipe
@@ -147,6 +148,8 @@ class Worker:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
+        self.on_progress: Callable[[float, str], None] | None = None
+        """Gets the share that is done and a text while a call runs, see `optimc.core.progress`."""
         self.limits = limits or Limits()
         ours, theirs = Pipe(duplex=True)
         self._connection: Connection[Any, Any] = ours
@@ -217,18 +220,28 @@ class Worker:
         seconds = self.limits.seconds if timeout is None else timeout
         try:
             self._connection.send_bytes(pack({"method": method, "data": data}, arrays or {}))
-            if not self._connection.poll(seconds):
-                self.close()
-                raise WorkerTimeoutError(
-                    f"{self.name} did not answer within its time limit of {seconds:g} s",
-                    fix="raise limits.seconds in the recipe, or look at the model for a hang",
-                )
-            header, answers = unpack(self._connection.recv_bytes())
+            header, answers = self._answer(seconds)
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             raise self._died() from error
         if "error" in header:
             raise _remote_error(self.name, header["error"])
         return Reply(header["data"], answers)
+
+    def _answer(self, seconds: float) -> tuple[dict[str, Any], dict[str, NDArray[np.generic]]]:
+        """What the worker answers within the time; progress on the way goes to `on_progress`."""
+        end = time.monotonic() + seconds
+        while self._connection.poll(max(end - time.monotonic(), 0.0)):
+            header, answers = unpack(self._connection.recv_bytes())
+            if "progress" not in header:
+                return header, answers
+            share, text = header["progress"]
+            if self.on_progress is not None:
+                self.on_progress(float(share), str(text))
+        self.close()
+        raise WorkerTimeoutError(
+            f"{self.name} did not answer within its time limit of {seconds:g} s",
+            fix="raise limits.seconds in the recipe, or look at the model for a hang",
+        )
 
     def _died(self) -> WorkerError:
         try:

@@ -8,10 +8,11 @@ import os
 import signal
 import sys
 import traceback
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
-from optimc.core import custom_ops, descriptions, offline
+from optimc.core import custom_ops, descriptions, offline, progress
 from optimc.core.errors import OptimcError
 from optimc.core.worker import MEMORY_EXIT, pack, unpack
 
@@ -43,7 +44,11 @@ def main(descriptor: int, memory_bytes: int) -> None:
             elif method.startswith("_"):
                 raise ValueError(f"not a public method: {method}")
             else:
-                answer = getattr(service, method)(arrays, **data)
+                progress.listen(partial(_tell, connection))
+                try:
+                    answer = getattr(service, method)(arrays, **data)
+                finally:
+                    progress.listen(None)
             message = pack({"data": answer[0]}, answer[1])
         except MemoryError:
             os._exit(MEMORY_EXIT)
@@ -54,6 +59,10 @@ def main(descriptor: int, memory_bytes: int) -> None:
                 os._exit(MEMORY_EXIT)
             message = pack({"error": _describe_bug(error)}, {})
         connection.send_bytes(message)
+
+
+def _tell(connection: Connection, share: float, text: str) -> None:
+    connection.send_bytes(pack({"progress": [share, text]}, {}))
 
 
 def _make(service: str, options: dict[str, Any]) -> Any:

@@ -44,10 +44,12 @@ class CellResult:
     unverified: list[str] = field(default_factory=list)
     kit: Path | None = None
     """What finishes a deferred cell where its target can be built."""
+    kit_evaluation: str | None = None
+    """Why the kit holds no evaluation data; None where it does."""
 
     def fail(self, reason: str) -> None:
         """The first failure is the one that is told."""
-        if self.status == "built":
+        if self.status in ("built", "deferred"):
             self.status, self.reason = "failed", reason
 
     @property

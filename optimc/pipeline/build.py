@@ -28,6 +28,7 @@ from optimc.pipeline.ingest_torch import with_known
 from optimc.pipeline.inner_values import InnerValues
 from optimc.pipeline.kits import prepare_kit
 from optimc.pipeline.legalization import legalize_cells
+from optimc.pipeline.lint import lint_cells
 from optimc.pipeline.lock import lock_path, read_lock, refuse_differences
 from optimc.pipeline.manager import PassInputs, PassManager, PassOutcome
 from optimc.pipeline.observer import BuildObserver, Dumper, working_on
@@ -193,7 +194,9 @@ class Build:
             models = self._run_passes(
                 PassVerifier(pass_oracle, inner, skip_reason=skip), pass_oracle
             )
+            lint_cells(self, models)
             self.observer.on_stage("building and verifying engines")
+            self.engines.progress = self.observer.on_share
             built = {name: m for name, m in models.items() if name not in self.plan.unavailable}
             self.observer.on_cells(len(built))
             run_side_by_side(

@@ -156,6 +156,11 @@ class Cache:
             raise
         return place
 
+    def renew(self, kind: str, key: str, write: Callable[[Path], None]) -> Path:
+        """As `put`, for what changes under its key: the entry that is there gives way."""
+        self._remove(self._place(kind, key))
+        return self.put(kind, key, write)
+
     def _settle(self, temporary: Path, kind: str, key: str, place: Path) -> None:
         try:
             os.rename(temporary, place)

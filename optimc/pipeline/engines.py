@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from optimc.core.cpu import cpu_features
 from optimc.core.digest import digest_of
 from optimc.core.errors import CellError
+from optimc.core.files import file_sha256
 from optimc.core.model import OnnxModel, load_model
 from optimc.core.targets import BuildContext, DimSizes, Engine, Target
 from optimc.core.worker import Limits
@@ -63,6 +65,8 @@ class EngineBuilder:
     inner: InnerValues
     dims: Mapping[str, DimSizes]
     builds: int = 0
+    progress: Callable[[float, str], None] | None = None
+    """Gets how far a build is, from targets that say it."""
 
     def build(self, name: str, target: Target, model: OnnxModel) -> Engine:
         """The engine of `model` for `target`, from the cache where it is there.
@@ -75,6 +79,7 @@ class EngineBuilder:
             [compiler_digest(), source_digest(type(target)), tool_versions(target.tools)],
             sorted(cpu_features()),
             {name: asdict(sizes) for name, sizes in self._dims(target).items()},
+            *_native(target),
         )
         entry = self.cache.get("engine", key)
         if entry is None:
@@ -94,7 +99,33 @@ class EngineBuilder:
                 limits=self.limits,
                 seed=self.seed,
                 dims=self._dims(target),
+                timings=self._timings(target, Path(folder)),
+                progress=self.progress,
             )
+            self._keep_timings(target, Path(folder))
+
+    def _timings(self, target: Target, folder: Path) -> Path | None:
+        """A file with what earlier builds on this device measured, for one build to change."""
+        if not target.keeps_timings:
+            return None
+        known = self.cache.get("timings", _timings_key(target))
+        if known is not None:
+            shutil.copyfile(known / _TIMINGS, folder / _TIMINGS)
+        return folder / _TIMINGS
+
+    def _keep_timings(self, target: Target, folder: Path) -> None:
+        left = folder / _TIMINGS
+        if target.keeps_timings and left.is_file() and left.stat().st_size:
+            self.cache.renew(
+                "timings", _timings_key(target), lambda out: _copy(left, out / _TIMINGS)
+            )
+
+    def timings_digest(self, target: Target) -> str | None:
+        """SHA-256 of what is kept of earlier builds on this device, None where there is nothing."""
+        if not target.keeps_timings:
+            return None
+        known = self.cache.get("timings", _timings_key(target))
+        return None if known is None else file_sha256(known / _TIMINGS)
 
     def _dims(self, target: Target) -> Mapping[str, DimSizes]:
         """The sizes that the target reads."""
@@ -259,6 +290,24 @@ class EngineBuilder:
         with EngineWorker(engine, name=called, limits=self.limits) as worker:
             worker.reopen()
             return [worker.run(probe.feeds) for probe in oracle.probes]
+
+
+_TIMINGS = "timing.cache"
+
+
+def _native(target: Target) -> list[object]:
+    """What decides an engine beside the graph, the options and the CPU; nothing for most."""
+    hardware = dict(target.hardware())
+    libraries = [file_sha256(path) for path in target.libraries()]
+    return [hardware, libraries] if hardware or libraries else []
+
+
+def _timings_key(target: Target) -> str:
+    return digest_of("timings", target.runtime, tool_versions(target.tools), *_native(target))
+
+
+def _copy(source: Path, to: Path) -> None:
+    shutil.copyfile(source, to)
 
 
 def _coarser(precision: str, model: OnnxModel) -> str:

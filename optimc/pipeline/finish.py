@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,8 +18,10 @@ from optimc.pipeline.assemble import CellResult, figures_of, skipped
 from optimc.pipeline.cases import benchmark_cases
 from optimc.pipeline.confirmation import confirmed
 from optimc.pipeline.details import with_details
+from optimc.pipeline.device_times import device_times_note
 from optimc.pipeline.evaluation import Evaluator, loaded_metrics
 from optimc.pipeline.gate import GateResult, judge
+from optimc.pipeline.kits import write_reports
 from optimc.pipeline.lock import lock_path, read_lock, refuse_differences, write_lock
 from optimc.pipeline.observer import working_on
 from optimc.pipeline.parallel import run_side_by_side
@@ -146,11 +149,14 @@ def time_cells(build: Build) -> BuildTimings:
     decided = None
     if build.recipe.benchmark.until == "decided" and build.recipe.gate is not None:
         decided = _question(build, alive)
-    timings = timer.run(cells, references, benchmark_cases(build), decided)
+    measured = benchmark_cases(build)
+    timings = timer.run(cells, references, measured, decided)
     for name, result in alive.items():
         if name in timings.failures:
             result.fail(timings.failures[name])
             continue
+        note = device_times_note(name, cells[name].engine, build.limits, measured[0].feeds[0])
+        build.notes += [note] if note else []
         result.cases = {case: cells[name] for case, cells in timings.cases.items()}
         result.load_ms = timings.load_ms[name]
         result.footprint = timings.footprints[name]
@@ -249,7 +255,7 @@ def finish(build: Build) -> schema.Report:
         update={"confirmation": confirmation, "records": _records(build)}
     )
     with alone_in(build.options.out):
-        write_artifacts(build)
+        write_artifacts(build, report)
         _write_calibration(build)
         report = with_details(build, gate, report)
         build.files = write_report(report, build.options.out)
@@ -277,7 +283,7 @@ def _write_calibration(build: Build) -> None:
         write_calibration(build.options.out / "calibration", *exported)
 
 
-def write_artifacts(build: Build) -> None:
+def write_artifacts(build: Build, report: schema.Report) -> None:
     """Copies every built engine to ``artifacts/<variant>/<target>``; replaces what was there."""
     with atomic_folder(build.options.out / "artifacts") as folder:
         for result in build.cells_alive():
@@ -290,6 +296,7 @@ def write_artifacts(build: Build) -> None:
         for result in build.results.values():
             if result.kit is not None:
                 shutil.copytree(result.kit, folder / result.cell.variant / result.cell.target_name)
+        write_reports(build, report, folder)
 
 
 def _check_delivered(engine: Engine, place: Path) -> None:
@@ -314,12 +321,21 @@ def _lock(build: Build, gate: GateResult) -> str | Skipped:
     if build.options.partial:
         return skipped("not the whole recipe was built (--variant, --target, --set or --limit)")
     content = {**lock_inputs(build), "cells": cells, "choices": _choices(build, gate, path)}
+    if timings := _timing_caches(build):
+        content["timing_caches"] = timings  # told, not held to: it grows with every build
     try:
         write_lock(path, content)
     except InputError as error:
         build.warnings.append(f"the lock was not written: {error.what}")
         return skipped(error.what)
     return str(path)
+
+
+def _timing_caches(build: Build) -> dict[str, str]:
+    """By target: the digest of the timings that its engines were built with."""
+    targets = {result.cell.target_name: result.cell.target for result in build.cells_alive()}
+    found = {name: build.engines.timings_digest(target) for name, target in targets.items()}
+    return {name: digest for name, digest in found.items() if digest is not None}
 
 
 def _choices(build: Build, gate: GateResult, path: Path) -> dict[str, Any]:
@@ -357,9 +373,18 @@ def lock_inputs(build: Build) -> dict[str, Any]:
     return {
         "optimc": __version__,
         "recipe": build.recipe.digest,
-        "inputs": dict(build.source.files),
+        "inputs": {**build.source.files, **_library_digests(build)},
         "data": build.data.digests(),
         "tools": used_tools(build),
+    }
+
+
+def _library_digests(build: Build) -> dict[str, str]:
+    """The native code that targets load, by its place beside the recipe."""
+    return {
+        os.path.relpath(path, build.recipe.folder): file_sha256(path)
+        for target in build.recipe.targets.values()
+        for path in target.libraries()
     }
 
 

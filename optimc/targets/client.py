@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -34,15 +34,20 @@ def build_engine(
     limits: Limits | None = None,
     seed: int = 0,
     dims: Mapping[str, DimSizes] | None = None,
+    timings: Path | None = None,
+    progress: Callable[[float, str], None] | None = None,
 ) -> Engine:
     """Builds the stored model in `model_folder` into the empty `folder`, in a worker.
 
-    Raises CellError where the runtime refuses, WorkerError where the worker dies, hangs or runs
-    out of memory. Then the folder may hold parts: use `optimc.core.files.atomic_folder`.
+    `timings` is a file that a target which `keeps_timings` starts from, where it is there, and
+    leaves what it knows in. Raises CellError where the runtime refuses, WorkerError where the
+    worker dies, hangs or runs out of memory. Then the folder may hold parts: use
+    `optimc.core.files.atomic_folder`.
     """
     from optimc.core.targets import Engine
 
     with Worker("optimc.targets.service:BuildService", name=name, limits=limits) as worker:
+        worker.on_progress = progress
         worker.call(
             "build",
             runtime=target.runtime,
@@ -51,6 +56,7 @@ def build_engine(
             out_folder=str(folder),
             seed=seed,
             dims={name: asdict(sizes) for name, sizes in (dims or {}).items()},
+            timings=str(timings) if timings else "",
         )
     return Engine.read(folder)
 
@@ -145,6 +151,10 @@ class EngineWorker:
         """Times `runs` runs on what is bound; nanoseconds [runs]."""
         reply = self._settled().call("time_block", runs=runs)
         return cast("NDArray[np.int64]", reply.arrays["ns"])
+
+    def device_times(self, runs: int) -> dict[str, Any]:
+        """See `optimc.targets.service.EngineService.device_times`."""
+        return dict(self._settled().call("device_times", runs=runs).data)
 
     def first_result_ms(self, feeds: Arrays) -> float:
         """How long a fresh session takes from opening to its first outputs, in ms.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -21,6 +22,7 @@ from optimc.targets.artifacts import feeds_as_text, place_onnx, session_settings
 from optimc.targets.feeds import check_exchange
 
 if TYPE_CHECKING:
+    from optimc.core.lint import Finding
     from optimc.core.model import Signature, TensorSpec
     from optimc.core.targets import DimSizes
     from optimc.targets.tensorrt_build import PlanOptions, Shapes
@@ -74,9 +76,16 @@ class TensorRT(Target):
     device: Annotated[int, Field(ge=0)] = 0
     """The number of the GPU."""
 
+    evaluation_in_kit: bool = False
+    """Whether a kit holds the evaluation data, so that `optimc finish` can measure the metrics.
+    Only for samples of one shape."""
+
     tools: ClassVar[tuple[str, ...]] = ("tensorrt",)
     extra: ClassVar[str | None] = "tensorrt"
     reads_dims: ClassVar[bool] = True
+    lints: ClassVar[bool] = True
+    keeps_timings: ClassVar[bool] = True
+    times_on_device: ClassVar[bool] = True
     defers: ClassVar[bool] = True
 
     @classmethod
@@ -84,14 +93,12 @@ class TensorRT(Target):
         missing = [m for m in ("tensorrt", "cuda") if importlib.util.find_spec(m) is None]
         if missing:
             return Unavailability(f"{NAME} is not installed (extra `{cls.extra}`)", _LIBRARIES_FIX)
-        try:
-            found = version("tensorrt")
-        except PackageNotFoundError:
-            found = "0.0"
-        if tuple(int(part) for part in found.split(".")[:2]) < LEAST_VERSION:
+        found = _release()
+        if found is None or found < LEAST_VERSION:
             least = ".".join(map(str, LEAST_VERSION))
+            shown = "of an unknown version" if found is None else ".".join(map(str, found))
             return Unavailability(
-                f"{NAME} {found} is installed, optimc takes {least} and newer",
+                f"{NAME} {shown} is installed, optimc takes {least} and newer",
                 f"pip install 'tensorrt>={least}'",
             )
         return _no_gpu()
@@ -99,6 +106,14 @@ class TensorRT(Target):
     @classmethod
     def preload(cls) -> None:
         import tensorrt  # noqa: F401
+
+    def hardware(self) -> Mapping[str, str]:
+        from optimc.targets.tensorrt_cuda import describe_device
+
+        return describe_device(self.device)
+
+    def libraries(self) -> tuple[Path, ...]:
+        return tuple(self.plugins)
 
     def spec(self) -> TargetSpec:
         from optimc.targets.quantization_specs import tensorrt
@@ -114,8 +129,16 @@ class TensorRT(Target):
             quantization=tensorrt(),
         )
 
+    def lint(self, model: Model) -> tuple[Finding, ...]:
+        from optimc.targets.tensorrt_lint import lint
+        from optimc.targets.tensorrt_support import parser_of
+
+        assert isinstance(model, OnnxModel)
+        return lint(model, parser_of(_release()))
+
     def build(self, model: Model, folder: Path, context: BuildContext) -> Engine:
-        from optimc.targets.tensorrt_build import Console, build_plan
+        from optimc.targets.tensorrt_build import Console, Log, build_plan
+        from optimc.targets.tensorrt_cuda import call
 
         missing = self.unavailable()
         if missing is not None:
@@ -126,7 +149,13 @@ class TensorRT(Target):
         if path is None:
             path = context.workspace / "model.onnx"
             place_onnx(model, path)
-        plan = build_plan(path, self.plan_options(model.signature, context.dims), Console())
+        call("cudaSetDevice", self.device)
+        options = self.plan_options(model.signature, context.dims)
+        options = replace(options, timing_cache=context.timing_cache)
+        log = Log()
+        plan = build_plan(path, options, Console(log.take, log.show))
+        context.timing_cache = plan.timing_cache
+        context.notes += log.warnings
         (folder / PLAN).write_bytes(plan.engine)
         return Engine.describe(
             folder,
@@ -201,6 +230,16 @@ def _shapes(
     picked = [sizes[dim] if isinstance(dim, str) else (dim, dim, dim) for dim in spec.shape]
     least, usual, greatest = (tuple(triple[i] for triple in picked) for i in range(3))
     return least, usual, greatest
+
+
+def _release() -> tuple[int, int] | None:
+    """The installed release of TensorRT, None where there is none."""
+    try:
+        found = version("tensorrt")
+    except PackageNotFoundError:
+        return None
+    major, minor, *_ = (int(part) for part in found.split(".")[:2])
+    return major, minor
 
 
 def _no_gpu() -> Unavailability | None:

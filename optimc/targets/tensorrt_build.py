@@ -13,10 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optimc.core import progress
 from optimc.core.errors import CellError
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+_KEPT = 20
+"""Warnings of one build that are kept."""
 
 Shapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 """Of each dynamic input: the least, the usual and the greatest shape."""
@@ -57,6 +61,24 @@ class Console:
     """Takes the severity's name and the message."""
     progress: Callable[[str, int, int], bool] = field(default=lambda phase, step, steps: True)
     """Takes a phase's name, the step that is done and the number of steps; False cancels."""
+
+
+@dataclass
+class Log:
+    """TensorRT's warnings, each once, and its progress as the build's own."""
+
+    warnings: list[str] = field(default_factory=list)
+
+    def take(self, severity: str, message: str) -> None:
+        """Keeps a warning; the errors are in the message where the build fails."""
+        line = f"TensorRT: {message.strip()}"
+        if severity == "WARNING" and line not in self.warnings and len(self.warnings) < _KEPT:
+            self.warnings.append(line)
+
+    def show(self, phase: str, step: int, steps: int) -> bool:
+        """Tells whoever waits for this worker; never cancels."""
+        progress.tell(step / steps if steps else 0.0, f"TensorRT: {phase}")
+        return True
 
 
 def build_plan(model: Path, options: PlanOptions, console: Console | None = None) -> Plan:

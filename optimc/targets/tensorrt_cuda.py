@@ -41,6 +41,16 @@ def call(function: str, *arguments: Any) -> Any:
     return results[0] if len(results) == 1 else tuple(results)
 
 
+def describe_device(number: int) -> dict[str, str]:
+    """Name, compute capability and driver of a GPU: kernels are chosen for these."""
+    properties = call("cudaGetDeviceProperties", number)
+    return {
+        "gpu": bytes(properties.name).split(b"\0")[0].decode("utf-8", "replace"),
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "driver": str(call("cudaDriverGetVersion")),
+    }
+
+
 class Stream:
     """A stream of its own: work on it runs in order, beside other streams. A context manager."""
 

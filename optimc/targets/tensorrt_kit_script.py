@@ -32,13 +32,13 @@ def build(trt: Any, logger: Any, options: dict[str, Any]) -> Any:
     except (TypeError, RuntimeError) as error:
         stop(f"tensorrt.Builder refused: {error}", "this call needs an NVIDIA GPU and its driver")
     for library in options["plugins"]:
-        builder.get_plugin_registry().load_library(library)
+        builder.get_plugin_registry().load_library(str(HERE / library))
     flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(flags)
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(HERE / "model" / "model.onnx")):
-        first = parser.get_error(0)
-        stop(f"{first.node_name()}: {first.desc()}", "see the log above")
+        refusal = parser.get_error(0)
+        stop(f"{refusal.node_name()}: {refusal.desc()}", "see the log above")
     config = builder.create_builder_config()
     config.builder_optimization_level = options["optimization_level"]
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED

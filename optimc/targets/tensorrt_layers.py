@@ -40,7 +40,7 @@ def read_layers(information: str) -> tuple[Layer, ...]:
     text is no such JSON.
     """
     try:
-        layers = json.loads(information)["Layers"]
+        layers = list(json.loads(information)["Layers"])
     except (ValueError, KeyError, TypeError) as error:
         raise CellError(f"TensorRT's inspector gave no layers: {error!r}") from error
     return tuple(_layer(entry) for entry in layers)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from optimc.core.lint import Finding, Severity
 from optimc.targets import tensorrt_support as support
 from optimc.targets.tensorrt_support import PARSERS, Parser
 
@@ -18,24 +19,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from optimc.core.model import OnnxModel
-
-Severity = Literal["error", "warning"]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing at one node."""
-
-    node: str
-    operator: str
-    rule: str
-    severity: Severity
-    """An `error` is refused or computes something else; a `warning` costs speed or may surprise."""
-    reason: str
-    fix: str
-
-    def __str__(self) -> str:
-        return f"{self.node} ({self.operator}): {self.reason}\n  fix: {self.fix}"
 
 
 @dataclass(frozen=True)

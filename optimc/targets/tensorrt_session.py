@@ -43,7 +43,8 @@ class TensorRTSession(Session):
 
         self.trt: ModuleType = trt
         self.signature = engine.signature
-        call("cudaSetDevice", int(settings.get("device", 0)))
+        self._device = int(settings.get("device", 0))
+        call("cudaSetDevice", self._device)
         self._errors: list[str] = []
         self._logger = new_logger(trt, Console(), self._errors)
         self._runtime = trt.Runtime(self._logger)
@@ -95,6 +96,12 @@ class TensorRTSession(Session):
 
         inspector = self.native.create_engine_inspector()
         return read_layers(inspector.get_engine_information(self.trt.LayerInformationFormat.JSON))
+
+    def clocks_mhz(self) -> dict[str, int] | str:
+        """See `optimc.targets.tensorrt_clocks`."""
+        from optimc.targets.tensorrt_clocks import clocks_mhz
+
+        return clocks_mhz(self._device)
 
     def close(self) -> None:
         for bound in self._bounds:

@@ -26,6 +26,13 @@ class Parser:
 PARSERS = (Parser((10, 12), 22), Parser((10, 15), 24), Parser((11, 4), 25))
 """The releases that are linted for. A model has to pass the oldest one to run on all."""
 
+
+def parser_of(release: Release | None) -> Parser:
+    """The newest known parser up to `release`; the oldest where that is not known."""
+    known = [parser for parser in PARSERS if release is not None and parser.release <= release]
+    return known[-1] if known else PARSERS[0]
+
+
 FIRST_LISTED: dict[str, Release] = {
     "Attention": (10, 15),
     "RMSNormalization": (10, 15),

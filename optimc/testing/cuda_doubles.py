@@ -59,6 +59,18 @@ class HostCuda(ModuleType):
     def _do_getdevicecount(self) -> tuple[int]:
         return (1,)
 
+    def _do_getdeviceproperties(self, device: int) -> tuple[Any]:
+        properties = self._real.cudaDeviceProp()
+        properties.name = b"GPU on paper".ljust(256, b"\0")
+        properties.major, properties.minor = 9, 0
+        return (properties,)
+
+    def _do_devicegetpcibusid(self, length: int, device: int) -> tuple[bytes]:
+        return (b"0000:01:00.0".ljust(length, b"\0"),)
+
+    def _do_drivergetversion(self) -> tuple[int]:
+        return (13000,)
+
     def _do_malloc(self, size: int) -> tuple[int]:
         block = ctypes.create_string_buffer(size)
         self._memory[ctypes.addressof(block)] = block

@@ -116,7 +116,10 @@ def build(api: Api, cuda: HostCuda) -> dict[str, Any]:
         model.write_bytes(b"")
         console = Console(lambda severity, text: lines.append(f"{severity}: {text}"), progress)
         plan = build_plan(model, every_option(Path(folder)), console)
-    return {"engine": plan.engine.decode(), "steps": steps, "log": lines}
+    from optimc.targets.tensorrt_cuda import describe_device
+
+    device = describe_device(0)
+    return {"engine": plan.engine.decode(), "steps": steps, "log": lines, "device": device}
 
 
 def every_option(folder: Path) -> Any:

@@ -52,7 +52,7 @@ def test_a_kit_holds_the_model_the_options_and_probes_that_agree_with_it(recipe:
     assert done.code == ExitCode.OK, done.err
     told = json.loads((kit / "kit.json").read_text())
     options = json.loads((kit / "tensorrt.json").read_text())
-    assert told["dims"] == {"batch": [1, 2, 4]}
+    assert told["dims"] == {"batch": {"min": 1, "typical": 2, "max": 4, "multiple_of": 1}}
     assert options["workspace_mb"] == 64
     assert options["profiles"] == [{"image": [[1, 3, 8, 8], [2, 3, 8, 8], [4, 3, 8, 8]]}]
     line = (kit / "trtexec.sh").read_text()

@@ -56,6 +56,11 @@ def test_every_use_of_the_builder_is_in_this_version(bindings: Run) -> None:
     result = passed(bindings("build"))
     assert result["engine"] == "plan"
     assert result["steps"] == ["tactics 0/2", "tactics 1/2", "tactics 2/2"]
+    assert result["device"] == {
+        "gpu": "GPU on paper",
+        "compute_capability": "9.0",
+        "driver": "13000",
+    }
     wanted = {
         "Builder.create_network",
         "BuilderFlag.REFIT",

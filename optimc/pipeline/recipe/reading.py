@@ -53,11 +53,14 @@ class Reading:
 
     def resolved(self, made: M, node: Node) -> M:
         """The options with their paths made absolute; files that are not there are noted."""
-        paths = {
-            name: self.existing(value, node.get(name) or node)
-            for name, value in made
-            if isinstance(value, Path)
-        }
+        paths: dict[str, Path | list[Path]] = {}
+        for name, value in made:
+            at = node.get(name) or node
+            if isinstance(value, Path):
+                paths[name] = self.existing(value, at)
+            elif isinstance(value, list) and value and all(isinstance(v, Path) for v in value):
+                places = at.value if isinstance(at.value, list) else [at] * len(value)
+                paths[name] = [self.existing(v, n) for v, n in zip(value, places, strict=True)]
         return made.model_copy(update=paths) if paths else made
 
 

@@ -66,6 +66,17 @@ class _SectionReader:
                         call, what, "leave out --untrusted if you trust this recipe's code"
                     )
 
+        self._refuse_plugins(root.get("targets"))
+
+    def _refuse_plugins(self, targets: Node | None) -> None:
+        """Plugin libraries of runtimes are native code."""
+        for target in targets.value.values() if targets and isinstance(targets.value, dict) else ():
+            plugins = target.get("plugins")
+            if plugins is not None and plugins.value:
+                what = f"`plugins: {plugins.data()}` loads native code, which --untrusted refuses"
+                fix = "leave out --untrusted if you trust these libraries"
+                self._reading.note(plugins, what, fix)
+
     def _files(self, sections: Sections, root: Node) -> dict[str, Any]:
         """Sections with paths resolved, and what is missing on disk noted."""
         model = resolved_model(sections.model, _find(root, ("model",)), self._reading)

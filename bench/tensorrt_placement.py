@@ -1,0 +1,153 @@
+"""The placement for TensorRT without a GPU: what the lint says of it, and what it costs.
+
+    python bench/tensorrt_placement.py [--models resnet20 resnet56] [--take N] [NAME...]
+
+First, each architecture (built from a config with seeded weights by a factory, see
+bench/architectures.py) and each shared model is quantized for TensorRT, and linted: clean
+placements have no finding. Then Q and DQ for TensorRT on the shared models: the values by ONNX
+Runtime with optimizations off, against the same ranges placed for ONNX Runtime, on all evaluation
+images. Exits with 1 where the lint complains or top-1 differs by more than 0.002. Needs the shared
+models (``../shared``, or `OPTIMC_SHARED`) and the extra `torch`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from optimc.core.model import OnnxModel
+
+sys.path.insert(0, str(Path(__file__).parent))
+ARCHITECTURES = ("ResNet", "ViT", "BERT")
+MODELS = ("resnet20", "resnet56")
+ALLOWED = 0.002
+_RECIPE = """
+variants: {int8: {passes: [simplify, fuse, quantize_int8], targets: [trt]}}
+targets: {trt: {runtime: tensorrt, optional: true}}
+"""
+
+
+def findings(model: OnnxModel) -> str:
+    """What the lint says, in a few words."""
+    from optimc.targets.tensorrt_lint import lint
+
+    found = lint(model)
+    counted = Counter(f"{f.severity} {f.rule}" for f in found)
+    first = f": {found[0]}" if found else ""
+    return (", ".join(f"{n} {rule}" for rule, n in counted.items()) or "none") + first
+
+
+def quantized_nodes(model: OnnxModel) -> int:
+    """Q and DQ."""
+    pair = ("QuantizeLinear", "DequantizeLinear")
+    return sum(node.op_type in pair for node in model.ir.graph.all_nodes())
+
+
+def architecture(name: str) -> tuple[int, str]:
+    """Q and DQ in one of bench/architectures.py, placed for TensorRT, and its findings."""
+    import shutil
+
+    import architectures
+
+    from optimc.core.model import OnnxModel, load_model
+    from optimc.pipeline.build import Build, BuildOptions
+    from optimc.pipeline.observer import Silent
+    from optimc.pipeline.recipe import load_recipe
+
+    place = Path(tempfile.mkdtemp(prefix="optimc-bench-"))
+    try:
+        shutil.copy(architectures.__file__, place / "architectures.py")
+        text = architectures.recipe(name).split("variants:")[0] + _RECIPE
+        (place / "recipe.yaml").write_text(text, encoding="utf-8")
+        options = BuildOptions(
+            # Random weights lose more to INT8 than trained ones: nothing is judged here.
+            place / "out",
+            "bench",
+            measure=False,
+            use_cache=False,
+            verify="off",
+            overridden=True,
+        )
+        report = Build(load_recipe(place / "recipe.yaml"), options, Silent()).run()
+        kit = place / "out/artifacts/int8/trt"
+        if not kit.is_dir():
+            raise RuntimeError(f"{name}: {report.results[0].reason}")
+        model = load_model(kit / "model")
+        assert isinstance(model, OnnxModel)
+        return quantized_nodes(model), findings(model)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def top1(path: Path, images: Any) -> float:
+    """By ONNX Runtime with all optimizations off."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    right = total = 0
+    for batch in images.batches(250):
+        logits: NDArray[np.float32] = session.run(["logits"], {"input": batch.feeds["input"]})[0]
+        right += int((logits.argmax(1) == batch.labels).sum())
+        total += len(logits)
+    return right / total
+
+
+def shared_model(name: str, shared: Path, take: int | None) -> bool:
+    """Prints the row of one shared model; whether the two placements agree."""
+    import onnx_ir
+    from quantization_int8 import CALIBRATION, Ours, opened
+
+    from optimc.testing import as_model
+
+    evaluation = opened(shared, "cifar10_eval.npz", take)
+    with tempfile.TemporaryDirectory(prefix="optimc-bench-") as folder:
+        source = shared / "models" / f"{name}.onnx"
+        ours = Ours(source, opened(shared, "cifar10_calib.npz", CALIBRATION), Path(folder))
+        values = {"float": top1(source, evaluation)}
+        for runtime in ("onnxruntime", "tensorrt"):
+            path = Path(folder) / f"{runtime}.onnx"
+            ours.quantize(runtime, path)
+            values[runtime] = top1(path, evaluation)
+        said = findings(as_model(onnx_ir.load(path)))
+    gap = values["tensorrt"] - values["onnxruntime"]
+    cells = [f"{value:.4f}" for value in values.values()]
+    print(f"| {name} | {' | '.join(cells)} | {gap:+.4f} | {said} |", flush=True)
+    return abs(gap) <= ALLOWED and said == "none"
+
+
+def main() -> int:
+    """Prints both tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="architectures")
+    parser.add_argument("--models", nargs="*", default=list(MODELS))
+    parser.add_argument("--take", type=int, default=None, help="evaluation images")
+    arguments = parser.parse_args()
+    shared = Path(os.environ.get("OPTIMC_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    good = True
+    print("| placed for TensorRT | Q and DQ | findings |\n| --- | --- | --- |")
+    for name in arguments.names or ARCHITECTURES:
+        count, said = architecture(name)
+        good &= said == "none"
+        print(f"| {name} | {count} | {said} |", flush=True)
+    print("\n| top-1 | float | placed for ONNX Runtime | for TensorRT | gap | findings |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name in arguments.models:
+        good &= shared_model(name, shared, arguments.take)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,24 @@
+"""What a target's lint says of a model: plain data, so that every layer may hold it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Severity = Literal["error", "warning"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing at one node."""
+
+    node: str
+    operator: str
+    rule: str
+    severity: Severity
+    """An `error` is refused or computes something else; a `warning` costs speed or may surprise."""
+    reason: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.node} ({self.operator}): {self.reason}\n  fix: {self.fix}"
