@@ -18,6 +18,7 @@ from optimc.core.worker import Limits
 from optimc.pipeline import assemble
 from optimc.pipeline.assemble import CellResult, figures_of, skipped
 from optimc.pipeline.cache import Cache
+from optimc.pipeline.cases import samples_in
 from optimc.pipeline.compare import compare_on_data, compare_outputs
 from optimc.pipeline.device_times import device_times_note
 from optimc.pipeline.engines import Agreement, EngineBuilder, EngineProof
@@ -166,7 +167,13 @@ class KitRun:
         judged = in_both(
             *(
                 Judge(
-                    inner, of, frozenset(), stable, runs, aligned(runs, answers), allowed
+                    inner,
+                    of,
+                    frozenset(),
+                    stable,
+                    runs,
+                    aligned(runs, answers, self.model.signature),
+                    allowed,
                 ).judged()
                 for of, runs in ((self.source, source), (self.model, graph))
             )
@@ -236,7 +243,7 @@ class KitRun:
     def _time(self) -> BuildTimings:
         result, kit = self.result, self.kit
         if not self.measure:
-            result.cases = result.load_ms = result.peak_memory_mb = _NOT_ASKED
+            result.cases = result.load_ms = result.footprint = _NOT_ASKED
             return BuildTimings(noise_floor=_NOT_ASKED)
         self.observer.on_stage("measuring latency")
         assert result.engine is not None
@@ -260,8 +267,8 @@ class KitRun:
             return timings
         result.cases = {case: cells[kit.cell] for case, cells in timings.cases.items()}
         result.load_ms = timings.load_ms[kit.cell]
-        result.peak_memory_mb = timings.peak_memory_mb[kit.cell]
-        note = device_times_note(kit.cell, result.engine, self.limits, self._cases()[0].feeds)
+        result.footprint = timings.footprints[kit.cell]
+        note = device_times_note(kit.cell, result.engine, self.limits, self._cases()[0].feeds[0])
         self.notes += [note] if note else []
         if same == SOURCE:
             self.notes.append("speedup_same_runtime is against the source on ONNX Runtime")
@@ -273,13 +280,16 @@ class KitRun:
         rng = np.random.default_rng(self.kit.seed)
         typical = {name: dim.typical for name, dim in self.kit.dims.items()}
         cases = []
-        for asked in self.kit.benchmark.cases or ({},):
+        # A kit may hold no evaluation data to draw inputs from: their usual sizes stand for them.
+        wanted = self.kit.benchmark.cases
+        for asked in ({},) if isinstance(wanted, str) or not wanted else wanted:
             sizes = {**typical, **asked}
             feeds = {
                 spec.name: seeded_array(spec, self.kit.inputs.get(spec.name), sizes, rng)
                 for spec in self.model.signature.inputs
             }
-            cases.append(Case(sizes, feeds, feeds))
+            batch = samples_in(self.model.signature, feeds)
+            cases.append(Case(sizes, [feeds], [feeds], batch=batch))
         return cases
 
     def _judge(self) -> GateResult:
@@ -312,7 +322,7 @@ class KitRun:
         changes: dict[str, Any] = {"metrics": dict(source_metrics) or before.source.metrics}
         if timings.source:
             changes["latency"] = tuple(
-                assemble.latency_report(assemble.parse_case(case), figures, 1)
+                assemble.latency_report(case, figures, 1)
                 for case, figures in timings.source.items()
             )
         else:
