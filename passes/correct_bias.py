@@ -86,6 +86,8 @@ class CorrectBias(Pass):
                 error = _error(wanted[key], seen, layer)
                 if error is None:
                     log.refuse(NAME, key, "its mean error is below 0.1 % of its output")
+                elif not _moves(layer, error):
+                    log.refuse(NAME, key, "its mean error is below half a step of its bias")
                 elif log.allow("correct the bias", key):
                     _correct(layer, error)
                     corrected += 1
@@ -139,6 +141,17 @@ def _error(
     if not np.isfinite(error).all() or np.abs(error).max(initial=0.0) < _LEAST_SHARE * scale:
         return None
     return np.asarray(error)
+
+
+def _moves(layer: QuantizedLayer, error: NDArray[Any]) -> bool:
+    """Whether the bias can take any of the error: integers take whole steps."""
+    import numpy as np
+
+    from optimc.passes._recovery_layers import dequantizer, scale_of
+
+    assert layer.bias is not None
+    node = dequantizer(layer.bias)
+    return node is None or bool(np.any(np.rint(error / scale_of(node).astype(np.float64))))
 
 
 def _correct(layer: QuantizedLayer, error: NDArray[Any]) -> None:

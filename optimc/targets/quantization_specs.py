@@ -126,6 +126,7 @@ def tensorrt() -> QuantizationSpec:
         activation_symmetric=True,
         bias="float",
         rules={
+            "Conv": convolution,
             "ConvTranspose": convolution.model_copy(update={"weight_axis": 1}),
             "Gemm": OperatorRule(weight=1, weight_axis=1, bias=2, output=False, least_size=16),
             "MatMul": OperatorRule(

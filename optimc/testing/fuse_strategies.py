@@ -90,6 +90,8 @@ def _scaled(m: Making, x: Value) -> Value | None:
     """A layer or BatchNormalization, perhaps a Reshape, and up to three constants behind it."""
     if len(x.dims) != 4 or isinstance(x.dims[1], str) or x.dims[1] > 8:
         return None
+    if isinstance(x.dims[3], str):
+        return None
     channels, kind = int(x.dims[1]), m.choose(["Conv", "ConvTranspose", "BatchNormalization"])
     if kind == "BatchNormalization":
         rows = [m.builder.constant(m.builder.rng.uniform(0.5, 2.0, channels)) for _ in range(4)]

@@ -124,16 +124,16 @@ def matmul() -> OnnxModel:
     import numpy as np
 
     b = GraphBuilder()
-    x = b.input("tokens", ["batch", 6, 16])
+    x = b.input("tokens", ["batch", 16, 16])
     query = b.node("Add", b.node("MatMul", x, b.weight(16, 16, scale=0.3)), b.weight(16))
     key = b.node("MatMul", x, b.weight(16, 16, scale=0.3))
     value = b.node("MatMul", x, b.weight(16, 16, scale=0.3))
     scores = b.node("MatMul", query, b.node("Transpose", key, perm=[0, 2, 1]))
-    mask = b.constant(np.triu(np.full((6, 6), -np.inf, np.float32), 1), "mask")
+    mask = b.constant(np.triu(np.full((16, 16), -np.inf, np.float32), 1), "mask")
     weights = b.node("Softmax", b.node("Add", scores, mask), axis=-1)
     h = b.node("MatMul", weights, value)
     b.node("MatMul", h, b.weight(16, 32, scale=0.3), to="output")
-    b.output("output", ["batch", 6, 32])
+    b.output("output", ["batch", 16, 32])
     return b.model()
 
 

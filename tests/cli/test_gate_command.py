@@ -13,6 +13,8 @@ from optimc.report.schema import Gate
 from optimc.report.values import Skipped
 from optimc.testing.gate_builds import CELL, build_folder, changed_cell, passing_report
 
+NO_THROUGHPUT = {"throughput_per_s": Skipped(skipped="not measured"), "throughput": None}
+
 
 @pytest.fixture(autouse=True)
 def _no_summary(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +173,8 @@ def test_a_cell_that_is_gone_fails(capsys, tmp_path, baseline):
 
 
 def test_unmeasured_limits_are_undecided(capsys, tmp_path, baseline):
-    candidate = build_folder(tmp_path / "new", lost=0, won=0)
+    told = changed_cell(passing_report(), **NO_THROUGHPUT)
+    candidate = build_folder(tmp_path / "new", lost=0, won=0, report=told)
     limit = policy(tmp_path, "drop: {f1: 0.01}\nthroughput_per_s: 5\n")
     code, report, _ = gate(capsys, candidate, baseline, "--policy", limit)
     assert code == 5
@@ -205,7 +208,7 @@ def test_names_cannot_steer_a_build_server(capsys, tmp_path, baseline, monkeypat
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
     told = passing_report()
     hostile = "x\n::error::planted,a:b%0A <b>| ##vso[task]"
-    cell = told.results[0].model_copy(update={"variant": hostile})
+    cell = told.results[0].model_copy(update={"variant": hostile, **NO_THROUGHPUT})
     report = told.model_copy(
         update={"results": (cell,), "best": None, "gate": Gate(verdict="none", checks=())}
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx_ir
@@ -12,6 +15,8 @@ from optimc.passes.fuse import Fuse
 from optimc.pipeline.compare import compare_outputs
 from optimc.testing import run_model, run_pass, seeded_feeds
 from optimc.testing.fuse_strategies import fusible_models
+
+Feeds = Sequence[Mapping[str, np.ndarray[Any, Any]]]
 
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 
@@ -33,4 +38,22 @@ def test_generated_graphs_stay_the_same_function(model: OnnxModel) -> None:
     if all(np.isfinite(array).all() for run in before for array in run.values()):
         difference = compare_outputs(before, run_model(after, feeds), names)
         assert difference.broken is None
-        assert difference.max_rel <= 1e-5
+        assert difference.max_rel <= max(1e-5, 2e-6 * magnification(model, feeds, before))
+
+
+def magnification(model: OnnxModel, feeds: Feeds, outputs: Feeds) -> float:
+    """How much greater an inner value is than the outputs: its rounding errors are theirs, too.
+
+    Generated graphs take large values away from large ones, which no one computes exactly.
+    """
+    inner = model.clone()
+    known = set(inner.ir.graph.outputs)
+    values = [v for node in inner.ir.graph for v in node.outputs if v not in known]
+    inner.ir.graph.outputs.extend(v for v in values if v.dtype == onnx_ir.DataType.FLOAT)
+    runs = run_model(inner.sealed(), feeds)
+    return largest(runs) / max(min(largest([{n: a}]) for r in outputs for n, a in r.items()), 1e-30)
+
+
+def largest(runs: Feeds) -> float:
+    arrays = [array for run in runs for array in run.values() if array.size]
+    return max((float(np.abs(array).max()) for array in arrays), default=1.0)
