@@ -77,7 +77,8 @@ def _own(records: Mapping[str, Array]) -> Array | None:
     if "predicted" in records and "label" in records:
         same: Array = records["predicted"] == records["label"]
         return same
-    return records.get("score")
+    # Beside other records a score is that of a box, not of a sample.
+    return records["score"] if set(records) == {"score"} else None
 
 
 def _are_labels(records: Mapping[str, Array]) -> bool:

@@ -129,10 +129,12 @@ def compare_arrays(expected: NDArray[Any], actual: NDArray[Any], name: str) -> D
     a, b = a[finite], b[finite]
     error = np.abs(a - b)
     max_abs = float(error.max(initial=0.0))
+    with np.errstate(over="ignore"):  # doubles beyond 1e154: their power is infinite
+        signal, noise = float(np.square(a).sum()), float(np.square(error).sum())
     return Difference(
         max_abs=max_abs,
         max_rel=_ratio(max_abs, float(np.abs(a).max(initial=0.0))),
-        signal=float(np.square(a).sum()),
-        noise=float(np.square(error).sum()),
+        signal=signal,
+        noise=noise,
         bit_equal=expected.tobytes() == actual.tobytes(),
     )

@@ -58,7 +58,8 @@ def _start(shop: Workshop) -> subprocess.Popen[bytes]:
 
 def _whole_or_absent(shop: Workshop) -> None:
     cache = Cache(shop.folder / "cache")
-    for folder in cache.root.glob("*/*/*"):
+    entries = (path for path in cache.root.glob("*/*/*") if ".optimc-tmp-" not in str(path))
+    for folder in entries:
         assert cache.is_whole(folder), folder
     out = shop.folder / "out"
     if (out / "report.json").exists():

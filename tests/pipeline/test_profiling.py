@@ -57,7 +57,7 @@ def test_a_build_profiles_what_ships_and_its_source(repository: Path, tmp_path: 
     shutil.copytree(repository / "recipes" / "quickstart", recipes / "quickstart")
     shutil.copy(repository / "recipes" / "quickstart.yaml", recipes)
     done = run_optimc(
-        *("build", "quickstart.yaml", "--json", "--set", "benchmark.at_most=1"),
+        *("build", "quickstart.yaml", "--json", "--set", "benchmark.at_most=2 s"),
         *("--set", "gate.ship=int8/*", "--set", "gate.speedup=0.01"),
         cwd=recipes,
     )
