@@ -10,6 +10,7 @@ import sys
 import time
 from types import FrameType
 
+from optimc.core import interruption
 from optimc.core.errors import ExitCode, OptimcError
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -95,6 +96,7 @@ class _Interrupter:
         now = time.monotonic()
         if now - self._first >= _TIDYING_S:
             self._first = now
+            interruption.note()
             raise KeyboardInterrupt
 
 
@@ -109,6 +111,7 @@ def _importing(frame: FrameType | None) -> bool:
 
 def _listen() -> None:
     """SIGTERM and the end of the terminal end a build as Ctrl-C does."""
+    interruption.note(False)
     interrupter = _Interrupter()
     signal.signal(signal.SIGALRM, interrupter)  # a signal that came during an import, again
     for number in _SIGNALS:

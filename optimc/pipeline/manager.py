@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from optimc import __version__
+from optimc.core import interruption
 from optimc.core.analyses import Analyses
 from optimc.core.cpu import cpu_features
 from optimc.core.digest import digest_of
@@ -301,6 +302,7 @@ def _run_pass(pass_: Pass, model: OnnxModel, context: PassContext) -> PassResult
     except OptimcError as error:
         raise type(error)(f"pass {name}: {error.what}", where=error.where, fix=error.fix) from error
     except Exception as error:
+        interruption.check()  # Ctrl-C may come out of a library as something else
         raise CellError(
             f"pass {name} (optimc {__version__}) broke: {type(error).__name__}: {error}",
             fix=f"leave the pass out, or report it with the model (`--limit {name}=N` narrows it)",
