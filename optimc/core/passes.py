@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from optimc.core.statistics import TensorStatistics
     from optimc.core.targets import TargetSpec
+    from optimc.core.torch_model import TorchModel
 
 
 Fact = TypeVar("Fact")
@@ -229,6 +230,10 @@ class Drop:
     samples: int
 
 
+Runner: TypeAlias = "Callable[[Mapping[str, Any]], Mapping[str, Any]]"
+"""Runs a model on the arrays of a feed; the named outputs."""
+
+
 class Tuning(Protocol):
     """The recipe's first metric on the tuning split: all that a choice may see of quality."""
 
@@ -243,8 +248,69 @@ class Tuning(Protocol):
     def drop(self, model: Model) -> Drop:
         """The drop from the source to `model`, by ONNX Runtime with graph optimizations off."""
 
+    def drop_of(self, run: Runner) -> Drop:
+        """The drop from the source to what `run` computes, such as a `Workshop`'s module."""
+
     def sqnr_db(self, model: Model, reference: Model) -> float:
         """The SQNR of the outputs of `model` on a few samples, `reference` being the signal."""
+
+
+class Training(Protocol):
+    """The training split. Labels may be missing: distillation needs none."""
+
+    @property
+    def digest(self) -> str:
+        """Names the data, the transform and the seed."""
+
+    def stored(self) -> Path:
+        """A folder that holds the samples as arrays to be mapped; see
+        `optimc.calibration.sample_store.StoredSamples`. Made once, then kept."""
+
+
+class WorkshopReply(Protocol):
+    """What a function of a pass gave back: plain data and arrays by name."""
+
+    @property
+    def data(self) -> Any: ...
+
+    @property
+    def arrays(self) -> Mapping[str, Any]: ...
+
+
+class Workshop(Protocol):
+    """A torch model, open in a worker; a context manager."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+    def call(
+        self,
+        function: Callable[..., Any],
+        arrays: Mapping[str, Any] | None = None,
+        *,
+        timeout: float | None = None,
+        **data: Any,
+    ) -> WorkshopReply:
+        """Calls ``function(workbench, arrays, **data)`` in the worker: see
+        `optimc.core.workbench`.
+
+        `function` is one of a module's own; it gives plain data, or that and arrays by name. What
+        it reports by `optimc.core.progress` is the pass's progress. Raises what it raises of
+        OptimcError, and WorkerError; after `timeout` seconds (the recipe's limit unless told,
+        which a function that trains should not depend on) WorkerTimeoutError.
+        """
+
+    def run(self, feeds: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The module's outputs in eval mode, by name: a `Runner`."""
+
+    def model(self) -> TorchModel:
+        """The module as it is now, stored in the pass's workspace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +338,21 @@ class Device(Protocol):
 
         All are timed in turns, in one run.
         """
+
+    def speedups(self, model: Model, others: Mapping[str, Model]) -> Mapping[str, Ratio] | str:
+        """By name: how many times as fast as `model` each of `others` is; or why that is not known.
+
+        Models of the torch level are exported first. All are timed in turns, in one run.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """A ratio of latencies with its two-sided 95 % interval."""
+
+    point: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,6 +395,25 @@ class PassContext:
     choice: Any = None
     """What the pass chose by measuring when the lock was written (plain data), to be done again
     under ``--locked``; None where it is to choose itself."""
+    training_data: Training | None = None
+    open_workshop: Callable[[TorchModel], Workshop] | None = None
+    unfinished: Path | None = None
+    """A folder for checkpoints: it is there again when the same pass runs after it was killed, and
+    goes when the result is kept. None where nothing outlives the build (``--no-cache``)."""
+    folder: Path = Path()
+    """The recipe's, which paths in options are relative to."""
+
+    def workshop(self, model: TorchModel) -> Workshop:
+        """`model` in a worker, for passes of the torch level. To be closed (``with``)."""
+        assert self.open_workshop is not None
+        return self.open_workshop(model)
+
+    @property
+    def training(self) -> Training:
+        """The training split. Raises UndeclaredInputError unless TRAINING is declared."""
+        self._declared(Input.TRAINING)
+        assert self.training_data is not None
+        return self.training_data
 
     @property
     def float_model(self) -> OnnxModel | None:
@@ -383,6 +483,8 @@ class Pass(BaseModel, ABC):
     )
 
     level: ClassVar[Level]
+    also: ClassVar[frozenset[Level]] = frozenset()
+    """Other levels that the pass works on; `run` tells them apart by the model's class."""
     reads: ClassVar[frozenset[Input]] = frozenset()
     """What every instance reads besides the model; see `needs`."""
     preserves: ClassVar[frozenset[type[Analysis[Any]]]] = frozenset()
@@ -423,9 +525,17 @@ class Pass(BaseModel, ABC):
     def run(self, model: Any, context: PassContext) -> PassResult:
         """Rewrites `model`, a clone of its own, and returns the result.
 
-        `model` is an `OnnxModel` for passes of the ONNX level. Raises PreconditionError where it
-        finds out only now that it cannot run.
+        `model` is an `OnnxModel` for passes of the ONNX level, a `TorchModel` (which is never
+        changed: open it in a workshop) for those of the torch level. Raises PreconditionError
+        where it finds out only now that it cannot run.
         """
+
+    def files(self, folder: Path) -> list[Path]:
+        """Files and user code's modules that options name, relative to the recipe's `folder`.
+
+        Their contents are in the cache key and in the lock.
+        """
+        return []
 
     def options(self) -> dict[str, Any]:
         """The options as plain data, defaults included."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from optimc.core.errors import InputError, OptimcError
 from optimc.frontends._opened_files import is_installed, opened_files
-from optimc.frontends._torch_modules import flat_module, named_tensors
+from optimc.frontends._torch_modules import flat_module, named_tensors, unique_output_names
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +62,14 @@ class ModuleModel(TorchModel):
 
     def __init__(self, module: torch.nn.Module, described: Described) -> None:
         self.described = described
-        self.flat = flat_module(module.eval(), self.names).eval()
+        self.module = module.eval()
+        self.flat = flat_module(module, self.names).eval()
+
+    def outputs(self, feeds: Tensors) -> dict[str, torch.Tensor]:
+        """The outputs by the names that they have in ONNX; gradients flow where they are on."""
+        found = named_tensors(self.flat.call([feeds[name] for name in self.names]))
+        names = unique_output_names([name for name, _ in found], self.names)
+        return dict(zip(names, (tensor for _, tensor in found), strict=True))
 
     def run(self, feeds: Tensors) -> list[tuple[str, torch.Tensor]]:
         """See `TorchModel`."""

@@ -1,0 +1,217 @@
+"""A module on the bench: what functions of torch passes get, inside of a worker.
+
+A pass of the torch level has two sides. Its `run` is called in the compiler's process, which never
+imports torch; it calls functions of its own module by `context.workshop(model).call(function)`,
+and they run in the worker that holds the module, with a `Workbench` as their first argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from optimc.core.torch_model import MASKS, WEIGHTS, Structure, TorchStats
+
+if TYPE_CHECKING:
+    import torch
+
+_PLAIN = (bool, int, float, str)
+
+
+class OpenedModule(Protocol):
+    """A module with named inputs and outputs, as the front end opens it."""
+
+    names: list[str]
+    """The inputs in their order."""
+    module: torch.nn.Module
+    """The module itself."""
+
+    def outputs(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The named outputs; gradients flow where they are switched on."""
+
+
+class Workbench:
+    """One module, which functions may change in place.
+
+    Results have to be the same every time: functions seed what they draw
+    (`torch.manual_seed`), and iterate in the module's own order.
+    """
+
+    def __init__(
+        self,
+        opened: OpenedModule,
+        example: Mapping[str, torch.Tensor],
+        reopen: Callable[[str, Mapping[str, Any]], OpenedModule] | None = None,
+    ) -> None:
+        """`reopen(kind, options)` opens another model; see `opened`."""
+        self._opened = opened
+        self._reopen = reopen
+        self._pristine = _attributes(opened.module)
+        self.example = dict(example)
+        """Feeds of one small batch, at the dims' typical sizes (a dynamic first dim is 2)."""
+        self.masks: dict[str, torch.Tensor] = {}
+        """Bool tensors by the parameter's name, of its shape: where False, it is zero for good."""
+        self._skipped: list[str] = []
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The user's module, to be changed in place."""
+        return self._opened.module
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the inputs in their order."""
+        return self._opened.names
+
+    def forward(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The named outputs for `feeds`; gradients flow where they are switched on."""
+        return self._opened.outputs(feeds)
+
+    def opened(self, kind: str = "", options: Mapping[str, Any] | None = None) -> OpenedModule:
+        """Another model: by default the source as it came in, for a teacher. In eval mode."""
+        assert self._reopen is not None
+        return self._reopen(kind, options or {})
+
+    def skip(self, name: str) -> None:
+        """Takes the module `name` out: what it got as first argument, it passes on.
+
+        Its parameters go with it; its name stays, so that those of others do.
+        """
+        replace_module(self.module, name, skipped_module(self._returns_tuple(name)))
+        self._skipped.append(name)
+        self.masks = {n: m for n, m in self.masks.items() if not n.startswith(f"{name}.")}
+
+    def _returns_tuple(self, name: str) -> bool:
+        """Whether the module gives a tuple on the example; as it is in transformers' layers."""
+        import torch
+
+        seen: list[bool] = []
+        hook = self.module.get_submodule(name).register_forward_hook(
+            lambda module, arguments, output: seen.append(isinstance(output, tuple))
+        )
+        with torch.no_grad():
+            self.forward(self.example)
+        hook.remove()
+        return bool(seen and seen[0])
+
+    def apply_masks(self) -> None:
+        """Sets to zero what the masks say; to be called after every step of an optimizer."""
+        import torch
+
+        if not self.masks:
+            return
+        parameters = dict(self.module.named_parameters())
+        with torch.no_grad():
+            for name, mask in self.masks.items():
+                parameters[name].mul_(mask)
+
+    def macs(self) -> int:
+        """Multiply-accumulates of the example, divided by its batch (convolutions and products)."""
+        import torch
+        from torch.utils.flop_counter import FlopCounterMode
+
+        training = self.module.training
+        self.module.eval()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            self.forward(self.example)
+        self.module.train(training)
+        batch = max((len(t) for t in self.example.values() if t.dim()), default=1)
+        return int(counter.get_total_flops() // 2 // batch)
+
+    def stats(self) -> TorchStats:
+        """What a table shows of the module."""
+        parameters = list(self.module.parameters())
+        return TorchStats(
+            nodes=sum(1 for m in self.module.modules() if next(m.children(), None) is None),
+            bytes=sum(p.numel() * p.element_size() for p in parameters),
+            parameters=sum(p.numel() for p in parameters),
+            macs=self.macs(),
+        )
+
+    def structure(self) -> Structure:
+        """How the module differs from the source's, beside its tensors."""
+        changed = {}
+        for name, now in _attributes(self.module).items():
+            before = self._pristine.get(name, {})
+            other = {key: value for key, value in now.items() if before.get(key) != value}
+            if other and name not in self._skipped:
+                changed[name] = other
+        return Structure(tuple(sorted(self._skipped)), changed)
+
+    def write_tensors(self, folder: Path) -> None:
+        """Writes parameters, buffers and masks to `folder`."""
+        from safetensors.torch import save_file
+
+        # Tied parameters are kept once for each name: safetensors takes no shared memory.
+        tensors = {n: t.detach().cpu().clone() for n, t in self.module.state_dict().items()}
+        save_file({n: t.contiguous() for n, t in sorted(tensors.items())}, folder / WEIGHTS)
+        if self.masks:
+            save_file(dict(sorted(self.masks.items())), folder / MASKS)
+
+    def restore(self, folder: Path, structure: Structure) -> None:
+        """Turns the source's module into the one that was stored in `folder`."""
+        from safetensors.torch import load_file
+
+        for name in structure.skipped:
+            self.skip(name)
+        for name, values in structure.attributes.items():
+            module = self.module.get_submodule(name)
+            for key, value in values.items():
+                setattr(module, key, tuple(value) if isinstance(value, list) else value)
+        _assign(self.module, load_file(folder / WEIGHTS))
+        if (folder / MASKS).exists():
+            self.masks = load_file(folder / MASKS)
+
+
+def _assign(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Puts `tensors` in the place of parameters and buffers, of whatever shape those are."""
+    import torch
+
+    shared: dict[int, torch.nn.Parameter] = {}
+    for name, tensor in tensors.items():
+        owner_name, _, leaf = name.rpartition(".")
+        owner = module.get_submodule(owner_name)
+        old = getattr(owner, leaf)
+        if isinstance(old, torch.nn.Parameter):
+            # Parameters that are one object stay one.
+            new = shared.setdefault(id(old), torch.nn.Parameter(tensor, old.requires_grad))
+            setattr(owner, leaf, new)
+        else:
+            owner.register_buffer(leaf, tensor, persistent=True)
+
+
+def _attributes(module: torch.nn.Module) -> dict[str, dict[str, Any]]:
+    """By module: its attributes that are plain numbers, strings, or tuples of these."""
+    return {
+        name: {
+            key: value
+            for key, value in vars(part).items()
+            if not key.startswith("_") and key != "training" and _is_plain(value)
+        }
+        for name, part in module.named_modules()
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(isinstance(item, _PLAIN) for item in value)
+    return isinstance(value, _PLAIN)
+
+
+def replace_module(module: torch.nn.Module, name: str, new: torch.nn.Module) -> None:
+    """Puts `new` in the place of the submodule `name`."""
+    above, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(above), leaf, new)
+
+
+def skipped_module(returns_tuple: bool) -> torch.nn.Module:
+    """A module that gives its first argument, alone or as the only member of a tuple."""
+    import torch
+
+    class Skipped(torch.nn.Module):
+        def forward(self, *arguments: Any, **keywords: Any) -> Any:
+            first = arguments[0] if arguments else next(iter(keywords.values()))
+            return (first,) if returns_tuple else first
+
+    return cast("torch.nn.Module", Skipped())
