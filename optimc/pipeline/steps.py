@@ -104,26 +104,22 @@ def _step(
 ) -> Step:
     assert model.path is not None
     macs = macs_of(model.path, sizes)
-    figures = {
-        "name": name,
-        "parameters": model.stats.parameters,
-        "bytes": model.stats.bytes,
-        "macs": Skipped(skipped="shapes are not all known") if macs is None else macs,
-    }
-    if name == "source":
-        return Step(**figures, drop=0.0, speedup=1.0)
-    drop: float | Skipped
-    drop_ci95 = speedup_ci95 = None
-    if isinstance(drops, str):
-        drop = Skipped(skipped=drops)
-    else:
-        drop, drop_ci95 = drops[name].point, (drops[name].lower, drops[name].upper)
-    speedup: float | Skipped
-    if isinstance(speedups, str):
-        speedup = Skipped(skipped=speedups)
-    else:
-        ratio = speedups[name]
-        speedup, speedup_ci95 = ratio.point, (ratio.low, ratio.high)
+    is_source = name == "source"
+    drop = 0.0 if is_source else drops if isinstance(drops, str) else drops[name]
+    ratio = 1.0 if is_source else speedups if isinstance(speedups, str) else speedups[name]
     return Step(
-        **figures, drop=drop, drop_ci95=drop_ci95, speedup=speedup, speedup_ci95=speedup_ci95
+        name=name,
+        parameters=model.stats.parameters,
+        bytes=model.stats.bytes,
+        macs=Skipped(skipped="shapes are not all known") if macs is None else macs,
+        drop=_point(drop),
+        drop_ci95=(drop.lower, drop.upper) if isinstance(drop, Drop) else None,
+        speedup=_point(ratio),
+        speedup_ci95=(ratio.low, ratio.high) if isinstance(ratio, Ratio) else None,
     )
+
+
+def _point(figure: Drop | Ratio | float | str) -> float | Skipped:
+    if isinstance(figure, str):
+        return Skipped(skipped=figure)
+    return figure if isinstance(figure, float) else figure.point
