@@ -1,4 +1,4 @@
-"""Cutting slices out of a module, and putting them back; the proof that a cut is one. Imports torch.
+"""Cutting slices out of a module, and putting them back; the proof that a cut is one.
 
 The proof: a module without some channels must compute what the whole one does when nothing reads
 those channels, that is when the weights of all layers that read them are zero there. Where a
@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
 from optimc.passes._prune_groups import HEAD_COUNTS, Group, Slice
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
     from optimc.core.workbench import Workbench
 
 TOLERANCE = 1e-4
@@ -38,6 +38,8 @@ class Cut:
 
     def _apply(self, slices: Sequence[Slice]) -> None:
         # Several groups may cut one dimension (concatenations): all indices go at once.
+        import torch
+
         merged: dict[tuple[int, str, bool], tuple[Slice, set[int]]] = {}
         for part in slices:
             key = (id(part.module), part.leaf, part.reads)
@@ -87,6 +89,8 @@ def head_attributes(group: Group, kept: int) -> dict[str, int]:
 @contextmanager
 def unread(slices: Sequence[Slice]) -> Iterator[None]:
     """Within, the weights of layers that read the slices are zero there."""
+    import torch
+
     saved = []
     with torch.no_grad():
         for part in slices:
@@ -116,6 +120,8 @@ def _zero(module: nn.Module, weight: torch.Tensor, indices: Sequence[int]) -> No
 
 def outputs(bench: Workbench) -> dict[str, torch.Tensor]:
     """The outputs for the example, in eval mode."""
+    import torch
+
     bench.module.eval()
     with torch.no_grad():
         return {name: tensor.clone() for name, tensor in bench.forward(bench.example).items()}
@@ -137,4 +143,3 @@ def difference(wanted: Mapping[str, torch.Tensor], got: Mapping[str, torch.Tenso
 def failure(error: BaseException) -> str:
     """An error of the user's module in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-

@@ -1,4 +1,4 @@
-"""Channels that can only go together, by torch-pruning's dependency graph. Imports torch.
+"""Channels that can only go together, by torch-pruning's dependency graph.
 
 Channels of one layer are bound to those of others: what a convolution gives, a batch normalisation
 scales and the next convolution reads (DepGraph, Fang et al. 2023, arXiv 2301.12900). A `Group`
@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
 from optimc.core.errors import PreconditionError, missing_extra
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
     from optimc.core.workbench import Workbench
 
 HEAD_COUNTS = (
@@ -95,6 +95,8 @@ class Graph:
         self._graph = self._traced()
 
     def _traced(self) -> Any:
+        import torch
+
         try:
             import torch_pruning
         except ImportError as error:
@@ -119,6 +121,8 @@ class Graph:
 
     def groups(self) -> Iterator[Group]:
         """All groups whose first layer is a convolution or a linear layer."""
+        from torch import nn
+
         seen: set[int] = set()
         kinds = [nn.modules.conv._ConvNd, nn.Linear]
         for found in self._graph.get_all_groups(root_module_types=kinds):
@@ -138,6 +142,8 @@ class Graph:
         return self._slices(self._graph.get_pruning_group(group.root, handler, list(channels)))
 
     def _slices(self, found: Any) -> list[Slice]:
+        from torch import nn
+
         slices = []
         for item in found:
             node, handler = item.dep.target, item.dep.handler
@@ -176,6 +182,8 @@ class Graph:
 
     def _attention(self, group: Group) -> tuple[str, int, tuple[str, ...]] | None:
         """The module with the heads, their count, and the attributes that depend on it."""
+        from torch import nn
+
         makers = [part.module for part in group.slices if not part.reads]
         linear = [module for module in makers if isinstance(module, nn.Linear)]
         for name in _above(group.name):
@@ -201,6 +209,8 @@ def _above(name: str) -> list[str]:
 
 
 def _kind(root: nn.Module) -> str:
+    from torch import nn
+
     return "hidden" if isinstance(root, nn.Linear) else "channels"
 
 

@@ -1,15 +1,14 @@
-"""How much each channel of a group matters. Imports torch."""
+"""How much each channel of a group matters."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from optimc.passes._prune_groups import Group, Slice
 
-NORMS = (nn.modules.batchnorm._BatchNorm,)
+if TYPE_CHECKING:
+    import torch
 
 
 def unit_scores(group: Group, how: str, gradients: Mapping[int, torch.Tensor]) -> list[float]:
@@ -22,6 +21,8 @@ def unit_scores(group: Group, how: str, gradients: Mapping[int, torch.Tensor]) -
     times gradient over each filter (Molchanov et al. 2019, arXiv 1906.10771); `gradients` are by
     the parameter's id.
     """
+    import torch
+
     count = 1 + max(channel for unit in group.units for channel in unit)
     total = torch.zeros(count, dtype=torch.float64)
     for part in group.slices:
@@ -39,13 +40,20 @@ def unit_scores(group: Group, how: str, gradients: Mapping[int, torch.Tensor]) -
 
 def has_scale(group: Group) -> bool:
     """Whether batch normalisation scales the group's channels."""
-    return any(isinstance(p.module, NORMS) and p.module.affine for p in group.slices)
+    from torch import nn
+
+    return any(
+        isinstance(p.module, nn.modules.batchnorm._BatchNorm) and p.module.affine
+        for p in group.slices
+    )
 
 
 def _values(part: Slice, how: str, gradients: Mapping[int, torch.Tensor]) -> torch.Tensor | None:
     """What each index of the slice's whole dimension adds to its channel's sum."""
+    from torch import nn
+
     module = part.module
-    scales = isinstance(module, NORMS)
+    scales = isinstance(module, nn.modules.batchnorm._BatchNorm)
     if how == "bn_scale":
         return module.weight.detach().double().abs() if scales and module.affine else None
     if scales and how == "group_norm" and module.affine:

@@ -54,7 +54,9 @@ class Pruning(Pass, ABC):
         given = [name for name in names if getattr(self, name) is not None]
         if len(given) != 1:
             found = f"both {given[0]} and {given[1]} are there" if given else "there is none"
-            raise ValueError(f"exactly one target is needed, {found}\ngive one of {', '.join(names)}")
+            raise ValueError(
+                f"exactly one target is needed, {found}\ngive one of {', '.join(names)}"
+            )
         return self
 
     @property

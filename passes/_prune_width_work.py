@@ -1,4 +1,4 @@
-"""The worker's side of `prune_width`: finds what can be cut, proves it, and cuts. Imports torch."""
+"""The worker's side of `prune_width`: finds what can be cut, proves it, and cuts."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-import torch
-from torch import nn
-
 from optimc.core import progress
-from optimc.core.errors import CellError
+from optimc.core.errors import CellError, PreconditionError
 from optimc.core.workbench import Workbench
 from optimc.passes._prune_cut import (
     TOLERANCE,
@@ -27,6 +24,7 @@ from optimc.passes._prune_importance import has_scale, unit_scores
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
 _surgeons: WeakKeyDictionary[Workbench, _Surgeon] = WeakKeyDictionary()
 
@@ -46,6 +44,11 @@ def survey(
 
     `samples` is the folder of the stored training samples, for `taylor`.
     """
+    if bench.masks:
+        raise PreconditionError(
+            f"`{next(iter(bench.masks))}` was made sparse before: its mask has the old width",
+            fix="put prune_width before the passes that make weights sparse",
+        )
     surgeon = _surgeons[bench] = _Surgeon(bench, heads, seed)
     for number, group in enumerate(surgeon.found):
         progress.tell(number / len(surgeon.found), f"proving the cut of {group.name}")
@@ -96,6 +99,8 @@ class _Surgeon:
     """The groups of one module, and the cut that it has now."""
 
     def __init__(self, bench: Workbench, heads: Mapping[str, int], seed: int) -> None:
+        import torch
+
         self._bench = bench
         self._graph = Graph(bench, heads)
         self._random = torch.Generator().manual_seed(seed)
@@ -139,6 +144,8 @@ class _Surgeon:
 
     def _disproven(self, group: Group) -> str | None:
         """Why a cut of about half of the units, drawn by chance, is not what it should be."""
+        import torch
+
         count = len(group.units)
         drawn = torch.randperm(count, generator=self._random)[: count // 2].tolist()
         removed = self._graph.cut(group, _channels(group, drawn))
@@ -214,6 +221,8 @@ def _named(name: str, pattern: str) -> bool:
 
 def _explained(group: Group, apart: float, error: str | None) -> str:
     """Why a group cannot be cut, as far as its operators tell."""
+    from torch import nn
+
     for part in group.slices:
         if isinstance(part.module, (nn.LayerNorm, nn.GroupNorm)):
             kind = type(part.module).__name__

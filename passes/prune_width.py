@@ -42,8 +42,8 @@ class PruneWidth(Pruning):
         `speedup` every level tried is exported and timed on the cell's target, in turns with the
         model as it came to this pass; fewer MACs are often not faster. What was chosen by measuring
         goes into the lock.
-    Options: macs, parameters, ratio, speedup, max_drop, importance, align, floor, whole, cut, heads,
-        keep.
+    Options: macs, parameters, ratio, speedup, max_drop, importance, align, floor, whole, cut,
+        heads, keep.
     """
 
     ratio: Share | None = None
@@ -89,7 +89,7 @@ class PruneWidth(Pruning):
             return _Run(self, context, shop, model, groups, measured).result()
 
     def _survey(self, shop: Workshop, context: PassContext) -> Any:
-        from optimc.passes import _prune_width_calls as calls
+        from optimc.passes import _prune_width_work as calls
 
         samples = str(context.training.stored()) if self.importance == "taylor" else None
         told = shop.call(
@@ -127,7 +127,7 @@ class _Run:
 
     def result(self) -> PassResult:
         """Chooses a level, cuts it, and tells of it."""
-        options, context, log = self.options, self.context, self.context.log
+        options, log = self.options, self.context.log
         level = self._level()
         full = tuple(len(group.scores) for group in self.groups)
         final = tuple(
@@ -151,7 +151,7 @@ class _Run:
         )
 
     def _apply(self, level: Level) -> Mapping[str, int]:
-        from optimc.passes import _prune_width_calls as calls
+        from optimc.passes import _prune_width_work as calls
 
         removed = {g.name: g.removed(n) for g, n in zip(self.groups, level, strict=True)}
         figures: Mapping[str, int] = self.shop.call(calls.cut, removed=removed).data
@@ -183,7 +183,7 @@ class _Run:
             return self.measured.met(last)
 
         if self.measured.grows and not met(len(found) - 1):
-            fix = "give a nearer target, a smaller `align` or `floor`, more in `cut` or less in `keep`"
+            fix = "give a nearer target, a smaller `align` or `floor`, or less in `keep`"
             raise self.measured.unreachable(last, self.context.log.refusals, fix)
         low, high = 0, len(found) - (1 if self.measured.grows else 0)
         while low < high:
@@ -201,6 +201,6 @@ class _Run:
         whole = self.measured.whole
         macs, parameters = (figures[n] / whole[n] for n in ("macs", "parameters"))
         return (
-            f"{cut} of {len(self.groups)} groups cut: {macs:.3f} of the MACs and {parameters:.3f} of"
-            " the parameters are left"
+            f"{cut} of {len(self.groups)} groups cut: {macs:.3f} of the MACs and"
+            f" {parameters:.3f} of the parameters are left"
         )
