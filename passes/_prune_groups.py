@@ -56,22 +56,23 @@ class Slice:
     dim: int
     indices: tuple[int, ...]
     roots: tuple[int | None, ...]
-    """For each index: the channel of the group's first layer that it goes with."""
+    """For each index: the channel of the group's root that it goes with."""
 
 
 @dataclass
 class Group:
-    """Channels that are bound together, named by the first layer that makes them."""
+    """Channels that are bound together, named by the first of the layers that make them."""
 
     name: str
     kind: str
     """`channels` of convolutions, `hidden` units of linear layers, or attention `heads`."""
     root: nn.Module
+    """The layer whose channels are counted: any of those that make them."""
     slices: list[Slice]
     operators: list[Any]
     """Nodes of the dependency graph without parameters: what else these channels pass through."""
     units: list[tuple[int, ...]]
-    """Channels of the first layer, by unit."""
+    """Channels of the root, by unit."""
     attention: str = ""
     """For heads: the module that holds their count."""
     updates: tuple[str, ...] = ()
@@ -125,6 +126,7 @@ class Graph:
 
         seen: set[int] = set()
         kinds = [nn.modules.conv._ConvNd, nn.Linear]
+        order = {module: place for place, module in enumerate(self.names)}
         for found in self._graph.get_all_groups(root_module_types=kinds):
             root = found[0].dep.target.module
             if root not in self.names or id(root) in seen:
@@ -132,12 +134,16 @@ class Graph:
             slices = self._slices(found)
             seen |= {id(part.module) for part in slices if not part.reads}
             operators = [dep.target for dep, _ in found if dep.target.module not in self.names]
-            group = Group(self.names[root], _kind(root), root, slices, operators, [])
+            makers = [
+                p.module for p in slices if isinstance(p.module, tuple(kinds)) and not p.reads
+            ]
+            name = self.names[min([root, *makers], key=lambda module: order[module])]
+            group = Group(name, _kind(root), root, slices, operators, [])
             self._set_units(group, len(found[0].idxs))
             yield group
 
     def cut(self, group: Group, channels: Sequence[int]) -> list[Slice]:
-        """The slices that go where `channels` of the group's first layer do."""
+        """The slices that go where `channels` of the group's root do."""
         handler = group.slices[0].handler
         return self._slices(self._graph.get_pruning_group(group.root, handler, list(channels)))
 
@@ -186,7 +192,7 @@ class Graph:
 
         makers = [part.module for part in group.slices if not part.reads]
         linear = [module for module in makers if isinstance(module, nn.Linear)]
-        for name in _above(group.name):
+        for name in _above(self.names[group.root]):
             module = self._bench.module.get_submodule(name)
             if sum(self.names[maker].startswith(f"{name}.") for maker in linear) < 2:
                 continue

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -303,7 +305,9 @@ def test_a_dependency_that_nobody_saw_stops_the_cut(nets: Any) -> None:
 
     def wrong(group: Any, channels: Any) -> Any:
         slices = right(group, channels)
-        moved = [type(s)(s.module, s.leaf, s.reads, s.handler, s.dim, (7,), s.roots) for s in slices]
+        moved = [
+            type(s)(s.module, s.leaf, s.reads, s.handler, s.dim, (7,), s.roots) for s in slices
+        ]
         return [m if s.reads else s for s, m in zip(slices, moved, strict=True)]
 
     surgeon._graph.cut = wrong  # type: ignore[method-assign]
@@ -345,13 +349,17 @@ def test_taylor_ranks_by_gradients_on_training_samples(nets: Any, tmp_path: Path
     class Images:
         """Enough of a data set for the store."""
 
+        where = "here"
+        samples_per_label = 1
+        has_labels = True
+
         def __len__(self) -> int:
             return 24
 
         def batches(self, size: int) -> Any:
             rng = np.random.default_rng(0)
             feeds = {"image": rng.standard_normal((24, 3, 16, 16)).astype(np.float32)}
-            yield Batch(feeds, np.arange(24) % 10, 24)
+            yield Batch(feeds, np.arange(24) % 10, 0)
 
     def unread() -> Any:
         net = nets.ResidualNet()
@@ -362,8 +370,7 @@ def test_taylor_ranks_by_gradients_on_training_samples(nets: Any, tmp_path: Path
     folder = tmp_path / "samples"
     store_samples(Images(), folder)  # type: ignore[arg-type]
     runs = [
-        surveyed(bench_of(nets, unread), importance="taylor", samples=str(folder))
-        for _ in range(2)
+        surveyed(bench_of(nets, unread), importance="taylor", samples=str(folder)) for _ in range(2)
     ]
     assert runs[0] == runs[1]
     scores = {group["name"]: group["scores"] for group in runs[0]["groups"]}
@@ -385,7 +392,7 @@ def test_levels_are_aligned_and_end_at_the_floor() -> None:
         assert found[-1] == (8, 8, 2)
         assert all(
             all(x >= y for x, y in zip(one, two, strict=True))
-            for one, two in zip(found, found[1:], strict=False)
+            for one, two in itertools.pairwise(found)
         )
     assert groups[0].removed(29) == [0, 1, 2]
     assert nearest(groups, levels(groups, 1, 0.0, whole=False), 0.5) == (16, 10, 2)
@@ -505,7 +512,7 @@ def test_a_budget_takes_the_most_that_keeps_it(nets: Any, tmp_path: Path) -> Non
 
 def test_a_model_without_widths_to_cut_is_an_error(nets: Any, tmp_path: Path) -> None:
     bench = bench_of(nets, nets.ResidualNet)
-    with pytest.raises(PreconditionError, match="no width of this model can be cut; stem: `\\*`"):
+    with pytest.raises(PreconditionError, match=r"no width of this model can be cut; stem: `\*`"):
         run(bench, tmp_path, PruneWidth(macs=0.5, keep=["*"]))
 
 
