@@ -7,7 +7,6 @@ out what has the shape and type of its first input, and without which the module
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,28 +24,26 @@ SAMPLES = 64
 
 
 class _Blocks:
-    """The blocks of one module: which there are, and which are skipped now."""
+    """The blocks of one module: which are left out now."""
 
     def __init__(self, bench: Workbench) -> None:
         self.bench = bench
         self.whole: list[dict[str, torch.Tensor]] = []
         """The outputs of the module with all its blocks, by batch; see `distance`."""
+        self._out: list[tuple[str, torch.nn.Module]] = []
+        self._masks = bench.masks
 
-    @contextmanager
-    def without(self, names: Sequence[str]) -> Iterator[None]:
-        """The module without these blocks."""
-        bench, masks = self.bench, self.bench.masks
-        taken = [(name, bench.skip(name)) for name in names]
-        try:
-            yield
-        finally:
-            for name, block in reversed(taken):
-                bench.put_back(name, block)
-            bench.masks = masks
+    def leave_out(self, names: Sequence[str]) -> None:
+        """Puts all blocks back, and takes these out until the next call."""
+        for name, block in reversed(self._out):
+            self.bench.put_back(name, block)
+        self.bench.masks = self._masks
+        self._out = []
+        for name in names:
+            self._out.append((name, self.bench.skip(name)))
 
 
 _known: WeakKeyDictionary[Workbench, _Blocks] = WeakKeyDictionary()
-_trials: WeakKeyDictionary[Workbench, Any] = WeakKeyDictionary()
 
 
 def survey(
@@ -71,27 +68,9 @@ def survey(
     return {"blocks": found, "refused": refused, "figures": figures(bench)}
 
 
-def skip_for_trial(bench: Workbench, arrays: Any, *, names: Sequence[str]) -> dict[str, int]:
-    """Puts all blocks back, and takes these out until the next call; the figures then."""
-    put_back(bench)
-    trial = _known[bench].without(names)
-    trial.__enter__()
-    _trials[bench] = trial
-    return figures(bench)
-
-
-def put_back(bench: Workbench) -> None:
-    """Ends the trial that there is."""
-    trial = _trials.pop(bench, None)
-    if trial is not None:
-        trial.__exit__(None, None, None)
-
-
-def skip(bench: Workbench, arrays: Any, *, names: Sequence[str]) -> dict[str, int]:
-    """Takes these blocks out for good; the figures then."""
-    put_back(bench)
-    for name in names:
-        bench.skip(name)
+def leave_out(bench: Workbench, arrays: Any, *, names: Sequence[str]) -> dict[str, int]:
+    """Takes these blocks out, and all others back in; the module's figures then."""
+    _known[bench].leave_out(names)
     return figures(bench)
 
 
@@ -102,19 +81,19 @@ def distance(
 
     The worst over the outputs; 0 is no difference, 1 (an SQNR of 0 dB) one as large as the outputs.
     """
-    put_back(bench)
     blocks = _known[bench]
     feeds = list(_feeds(Path(samples), batch))
     if not blocks.whole:
+        blocks.leave_out([])
         blocks.whole = [_outputs(bench, feed) for feed in feeds]
     noise: dict[str, float] = {}
     signal: dict[str, float] = {}
-    with blocks.without(names):
-        for feed, whole in zip(feeds, blocks.whole, strict=True):
-            for name, got in _outputs(bench, feed).items():
-                wanted = whole[name].double()
-                noise[name] = noise.get(name, 0.0) + float((got.double() - wanted).square().sum())
-                signal[name] = signal.get(name, 0.0) + float(wanted.square().sum())
+    blocks.leave_out(names)
+    for feed, whole in zip(feeds, blocks.whole, strict=True):
+        for name, got in _outputs(bench, feed).items():
+            wanted = whole[name].double()
+            noise[name] = noise.get(name, 0.0) + float((got.double() - wanted).square().sum())
+            signal[name] = signal.get(name, 0.0) + float(wanted.square().sum())
     return max(noise[name] / max(signal[name], 1e-30) for name in noise)
 
 
@@ -216,9 +195,11 @@ def _does_not_run(blocks: _Blocks, name: str) -> str | None:
     bench = blocks.bench
     wanted = {n: t.shape for n, t in _outputs(bench, bench.example).items()}
     try:
-        with blocks.without([name]):
-            got = {n: t.shape for n, t in _outputs(bench, bench.example).items()}
+        blocks.leave_out([name])
+        got = {n: t.shape for n, t in _outputs(bench, bench.example).items()}
     except FAILURES as error:
         text = " ".join(str(error).split())[:160]
         return f"the module does not run without it: {type(error).__name__}: {text}"
+    finally:
+        blocks.leave_out([])
     return None if got == wanted else "without it the outputs have other shapes"

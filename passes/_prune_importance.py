@@ -9,6 +9,7 @@ from optimc.passes._prune_groups import Group, Slice
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 
 def unit_scores(group: Group, how: str, gradients: Mapping[int, torch.Tensor]) -> list[float]:

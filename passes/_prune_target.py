@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -148,12 +148,11 @@ class Measured:
         return told
 
 
-def replayed(choice: Any, known: frozenset[str], what: str) -> dict[str, Any]:
-    """The choice of the lock. Raises PreconditionError where it names what is not there."""
-    missing = sorted(set(choice) - known)
+def check_replayed(names: Iterable[str], known: Iterable[str], what: str) -> None:
+    """Raises PreconditionError where the choice of the lock names what is not there."""
+    missing = sorted(set(names) - set(known))
     if missing:
         raise PreconditionError(
             f"the lock prunes `{missing[0]}`, which is no {what} here",
             fix="build once without --locked, and commit the new lock",
         )
-    return dict(choice)

@@ -16,7 +16,7 @@ from pydantic import Field
 from optimc.core.errors import PreconditionError
 from optimc.core.passes import Input, PassContext, PassResult, Workshop
 from optimc.passes import _prune_blocks as work
-from optimc.passes._prune_target import Measured, Pruning, replayed
+from optimc.passes._prune_target import Measured, Pruning, check_replayed
 
 if TYPE_CHECKING:
     from optimc.core.torch_model import TorchModel
@@ -91,28 +91,31 @@ class _Run:
         """Chooses blocks, takes them out, and tells of it."""
         log = self.context.log
         if self.context.choice is not None:
-            chosen = list(replayed(self.context.choice, frozenset(self.blocks), "block"))
+            chosen = list(self.context.choice)
+            check_replayed(chosen, self.blocks, "block")
         else:
             chosen = self._chosen()
         gone = [name for name in chosen if log.allow("skip block", name)]
-        figures = self.shop.call(work.skip, names=gone).data
+        figures = self.shop.call(work.leave_out, names=gone).data
         whole = self.measured.whole
         macs = figures["macs"] / whole["macs"]
+        stats = self.measured.stats(figures)
         note = f"{len(gone)} of {len(self.blocks)} blocks are gone: {macs:.3f} of the MACs are left"
         return PassResult(
             self.shop.model() if gone else self.model,
             bool(gone),
-            self.measured.stats(figures) | {"blocks": ", ".join(gone)},
+            stats | {"blocks": ", ".join(gone)} | self._ranks(gone),
             log.rewrites,
             log.refusals,
-            choice={name: self._alone(name) for name in chosen},
+            choice=chosen,
             budget=self.measured.budget(),
             notes=(note,),
         )
 
-    def _alone(self, name: str) -> float:
-        """What leaving out the block alone does; 0.0 where that was not measured."""
-        return round(self._effects.get(frozenset({name}), 0.0), 6)
+    def _ranks(self, gone: Sequence[str]) -> dict[str, float]:
+        """By block: what its loss alone does, as far as that was measured."""
+        alone = {name: self._effects.get(frozenset({name})) for name in gone}
+        return {f"{name} alone": round(x, 6) for name, x in alone.items() if x is not None}
 
     def _chosen(self) -> list[str]:
         """The blocks that go, in the order in which they do."""
@@ -122,7 +125,7 @@ class _Run:
         figures = self.measured.whole
         while left and (most is None or len(gone) < most):
             least = self._least(gone, left)
-            trial = self.shop.call(work.skip_for_trial, names=[*gone, least]).data
+            trial = self.shop.call(work.leave_out, names=[*gone, least]).data
             met = most is None and self.measured.met(trial)
             if not met and not self.measured.grows:
                 return gone  # the budget would not be kept
@@ -161,7 +164,7 @@ class _Run:
     def _measured_effect(self, names: Sequence[str]) -> float:
         context = self.context
         if context.has(Input.TUNING):
-            self.shop.call(work.skip_for_trial, names=names)
+            self.shop.call(work.leave_out, names=names)
             return context.tuning.drop_of(self.shop.run).point
         if context.has(Input.TRAINING):
             samples = str(context.training.stored())

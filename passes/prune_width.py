@@ -15,7 +15,7 @@ from pydantic import Field
 from optimc.core.errors import PreconditionError
 from optimc.core.passes import Input, PassContext, PassResult, Workshop
 from optimc.passes._prune_allocate import Level, Units, levels, nearest, widths
-from optimc.passes._prune_target import Measured, Pruning, Share, replayed
+from optimc.passes._prune_target import Measured, Pruning, Share, check_replayed
 
 if TYPE_CHECKING:
     from optimc.core.torch_model import TorchModel
@@ -160,8 +160,8 @@ class _Run:
     def _level(self) -> Level:
         options, choice = self.options, self.context.choice
         if choice is not None:
-            kept = replayed(choice, frozenset(g.name for g in self.groups), "group")
-            return tuple(int(kept.get(g.name, len(g.scores))) for g in self.groups)
+            check_replayed(choice, (g.name for g in self.groups), "group")
+            return tuple(int(choice.get(g.name, len(g.scores))) for g in self.groups)
         found = levels(self.groups, options.align, options.floor, whole=options.whole)
         if not found:
             raise PreconditionError(
