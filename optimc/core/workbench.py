@@ -75,14 +75,21 @@ class Workbench:
         """Another model: by default the source as it came in, for a teacher. In eval mode."""
         return self._reopen(kind, options or {})
 
-    def skip(self, name: str) -> None:
-        """Takes the module `name` out: what it got as first argument, it passes on.
+    def skip(self, name: str) -> torch.nn.Module:
+        """Takes the module `name` out and gives it back: what it got first, is passed on.
 
         Its parameters go with it; its name stays, so that those of others do.
         """
+        taken = self.module.get_submodule(name)
         replace_module(self.module, name, skipped_module(self._returns_tuple(name)))
         self._skipped.append(name)
         self.masks = {n: m for n, m in self.masks.items() if not n.startswith(f"{name}.")}
+        return taken
+
+    def put_back(self, name: str, taken: torch.nn.Module) -> None:
+        """Undoes `skip`, but for the masks of what was `taken` out."""
+        replace_module(self.module, name, taken)
+        self._skipped.remove(name)
 
     def _returns_tuple(self, name: str) -> bool:
         """Whether the module gives a tuple on the example; as it is in transformers' layers."""

@@ -1,0 +1,83 @@
+"""How much each channel of a group matters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from optimc.passes._prune_groups import Group, Slice
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def unit_scores(group: Group, how: str, gradients: Mapping[int, torch.Tensor]) -> list[float]:
+    """The importance of each unit of `group`: the mean over its channels.
+
+    `l1`, `l2`: norms of the filters that make the channels (Li et al. 2017, arXiv 1608.08710).
+    `group_norm`: the L2 norm of all weights that are bound together, those that read the channels
+    too (Fang et al. 2023, arXiv 2301.12900, section 3.3). `bn_scale`: the magnitude of the scales
+    of batch normalisation (Liu et al. 2017, arXiv 1708.06519). `taylor`: the squared sum of weight
+    times gradient over each filter (Molchanov et al. 2019, arXiv 1906.10771); `gradients` are by
+    the parameter's id.
+    """
+    import torch
+
+    count = 1 + max(channel for unit in group.units for channel in unit)
+    total = torch.zeros(count, dtype=torch.float64)
+    for part in group.slices:
+        values = _values(part, how, gradients)
+        if values is None:
+            continue
+        roots = torch.tensor([-1 if root is None else root for root in part.roots])
+        known = (roots >= 0) & (roots < count)
+        chosen = values[torch.tensor(part.indices)][known]
+        total.index_add_(0, roots[known], chosen)
+    if how in ("l2", "group_norm"):
+        total = total.sqrt()
+    return [float(total[list(unit)].mean()) for unit in group.units]
+
+
+def has_scale(group: Group) -> bool:
+    """Whether batch normalisation scales the group's channels."""
+    from torch import nn
+
+    return any(
+        isinstance(p.module, nn.modules.batchnorm._BatchNorm) and p.module.affine
+        for p in group.slices
+    )
+
+
+def _values(part: Slice, how: str, gradients: Mapping[int, torch.Tensor]) -> torch.Tensor | None:
+    """What each index of the slice's whole dimension adds to its channel's sum."""
+    from torch import nn
+
+    module = part.module
+    scales = isinstance(module, nn.modules.batchnorm._BatchNorm)
+    if how == "bn_scale":
+        return module.weight.detach().double().abs() if scales and module.affine else None
+    if scales and how == "group_norm" and module.affine:
+        return module.weight.detach().double().square()
+    if part.leaf or not isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
+        return None
+    if part.reads and how != "group_norm":
+        return None
+    weight = _by_channel(module, module.weight.detach(), reads=part.reads)
+    if how == "l1":
+        return weight.abs().sum(1)
+    if how == "taylor":
+        gradient = _by_channel(module, gradients[id(module.weight)], reads=False)
+        return (weight * gradient).sum(1).square()
+    return weight.square().sum(1)
+
+
+def _by_channel(module: nn.Module, weight: torch.Tensor, *, reads: bool) -> torch.Tensor:
+    """The weights as one row for each channel that the layer makes or reads; float64."""
+    weight = weight.double()
+    groups = int(getattr(module, "groups", 1))
+    if bool(getattr(module, "transposed", False)) == reads:
+        return weight.flatten(1)
+    # [groups, of the first axis, of the second, ...]: a group's channels follow one another.
+    parts = weight.unflatten(0, (groups, weight.shape[0] // groups)).transpose(1, 2)
+    return parts.flatten(0, 1).flatten(1)
