@@ -127,3 +127,42 @@ def test_a_size_that_is_no_number_is_one_clear_message(tmp_path: Path, monkeypat
     monkeypatch.setenv("OPTIMC_CACHE_SIZE_GB", "much")
     with pytest.raises(InputError, match="`much` is not a size"):
         Cache(tmp_path)
+
+
+def test_unfinished_work_is_there_again_after_a_kill(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    with pytest.raises(KeyboardInterrupt), cache.unfinished("a") as first:
+        assert first is not None
+        (first / "checkpoint").write_text("1", encoding="utf-8")
+        raise KeyboardInterrupt
+    with Cache(tmp_path).unfinished("a") as again:
+        assert again == first
+        assert (again / "checkpoint").read_text(encoding="utf-8") == "1"
+    assert not again.exists()
+
+
+def test_unfinished_work_belongs_to_one_build_at_a_time(tmp_path: Path) -> None:
+    with Cache(tmp_path).unfinished("a") as first, Cache(tmp_path).unfinished("a") as second:
+        assert first is not None
+        assert second is None
+        with Cache(tmp_path).unfinished("b") as other:
+            assert other is not None
+
+
+def test_without_a_cache_nothing_outlives_the_build() -> None:
+    cache = Cache(enabled=False)
+    with cache.unfinished("a") as folder:
+        assert folder is None
+    cache.close()
+
+
+def test_checkpoints_nobody_came_back_to_go(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    for key in ("old", "new"):
+        with pytest.raises(KeyboardInterrupt), cache.unfinished(key):
+            raise KeyboardInterrupt
+    long_ago = time.time() - 30 * 86400
+    for path in (tmp_path / "unfinished").glob("old*"):
+        os.utime(path, (long_ago, long_ago))
+    cache.prune()
+    assert {path.stem for path in (tmp_path / "unfinished").iterdir()} == {"new"}
