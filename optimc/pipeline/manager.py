@@ -163,7 +163,7 @@ class PassManager:
             observer.before_pass(name, model)
         started = time.perf_counter()
         key = self._key(pass_, model, segment, inputs)
-        entry = self.cache.get("pass", key)
+        entry = self.cache.get("pass", key) or self._chosen_before(pass_, model, segment, inputs)
         cached = entry is not None
         if entry is None:
             entry = self._execute(pass_, model, segment, inputs, key)
@@ -176,6 +176,19 @@ class PassManager:
         for observer in self.observers:
             observer.after_pass(outcome)
         return outcome
+
+    def _chosen_before(
+        self, pass_: Pass, model: CompiledModel, segment: Segment, inputs: PassInputs
+    ) -> Path | None:
+        """What an earlier run came to that chose by itself what the lock says: it is the same."""
+        if inputs.choice is None:
+            return None
+        free = self._key(pass_, model, segment, replace(inputs, choice=None))
+        entry = self.cache.get("pass", free)
+        if entry is None:
+            return None
+        record = json.loads((entry / "record.json").read_text(encoding="utf-8"))
+        return entry if record["choice"] == inputs.choice else None
 
     def _key(self, pass_: Pass, model: CompiledModel, segment: Segment, inputs: PassInputs) -> str:
         name = pass_.pass_name()
