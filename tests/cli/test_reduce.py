@@ -72,7 +72,7 @@ def _kept(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def reduced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Finished]:
-    """A reduction by a command: its folder `out`, beside the model and the check, and its answer."""
+    """A reduction by a command: the folder with the model and `out`, and what it answered."""
     folder = tmp_path_factory.mktemp("reduced")
     options = ("--command", _check(folder), "--saying", "relu after add", "-o", folder / "out")
     done = _reduce(_write_residual(folder), *options, "--json")
@@ -215,7 +215,8 @@ def test_the_best_so_far_stays_after_an_interruption(residual: Path, tmp_path: P
     )
     until = time.monotonic() + 120
     while not (tmp_path / "looking").exists():
-        assert process.poll() is None and time.monotonic() < until
+        assert process.poll() is None
+        assert time.monotonic() < until
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, words = process.communicate(timeout=60)

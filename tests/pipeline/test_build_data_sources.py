@@ -22,7 +22,7 @@ pytest.importorskip("PIL", reason="the extra `images` is not installed")
 REST = """
 variants: {fp32: []}
 targets: {ort: {runtime: onnxruntime, threads: 1}}
-benchmark: {at_most: 0.5 s}
+benchmark: {at_most: 0.1 s}
 """
 TEXT = """
 model: {onnx: model.onnx}
