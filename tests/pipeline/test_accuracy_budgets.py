@@ -14,9 +14,9 @@ import pytest
 from optimc.core.errors import InputError
 from optimc.core.passes import Budget, Drop
 from optimc.measure.statistics import Interval
+from optimc.pipeline.accuracy import _default_bound
 from optimc.pipeline.assemble import CellResult
 from optimc.pipeline.build import Build, BuildOptions
-from optimc.pipeline.finish import _default_bound
 from optimc.pipeline.observer import Silent
 from optimc.pipeline.plan import make_plan
 from optimc.pipeline.recipe import load_recipe
