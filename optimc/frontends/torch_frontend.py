@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -53,6 +53,8 @@ class Comparison:
     output: str
     label: str
     count: int
+    max_abs: float = 0.0
+    sqnr_db: float = math.inf
 
     def __str__(self) -> str:
         return (
@@ -69,15 +71,19 @@ class TorchFrontEnd:
     source in messages.
     """
 
+    service = "optimc.frontends.torch_service:TorchService"
+    _more: Mapping[str, Any] = {}
+    """What the service is given besides."""
+
     def __init__(self, kind: str, options: Mapping[str, Any], *, where: str, limits: Limits):
         for module, extra in (("torch", "torch"), *([("transformers", "hf")] * (kind == "hf"))):
             if find_spec(module) is None:
                 raise missing_extra(extra, f"a model of the kind `{kind}`")
         self._where = where
-        self._worker = self._guarded(
+        self._worker: Worker = self._guarded(
             lambda: Worker(
-                "optimc.frontends.torch_service:TorchService",
-                {"kind": kind, "options": dict(options)},
+                self.service,
+                {"kind": kind, "options": dict(options), **self._more},
                 name=f"reading {where.rpartition('/')[2]}",
                 limits=limits,
                 environment=_OFFLINE,
@@ -93,6 +99,10 @@ class TorchFrontEnd:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the worker."""
         self._worker.close()
 
     def _guarded(self, action: Any) -> Any:
@@ -134,17 +144,20 @@ class TorchFrontEnd:
         """
         self._guarded(lambda: self._worker.call("load", path=str(path)))
         worst = Comparison(-1.0, "", "", len(probes))
+        greatest, signal, noise = 0.0, 0.0, 0.0
         for label, feeds in probes:
             try:
                 errors = self._guarded(lambda feeds=feeds: self._worker.call("compare", feeds)).data
             except RuntimeError as error:
                 raise self._run_failed(label, error) from error
-            for output, value in errors.items():
+            for output, (value, absolute, energy, lost) in errors.items():
+                greatest, signal, noise = max(greatest, absolute), signal + energy, noise + lost
                 if not value <= TOLERANCE:
                     raise self._mismatch(output, label, value)
                 if value > worst.error:
                     worst = Comparison(value, output, label, len(probes))
-        return worst
+        sqnr = 10 * math.log10(signal / noise) if signal and noise else math.inf
+        return replace(worst, max_abs=greatest, sqnr_db=sqnr)
 
     def _run_failed(self, label: str, error: RuntimeError) -> InputError:
         lines = [line for line in str(error).splitlines() if line.strip()]
