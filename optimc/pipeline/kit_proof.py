@@ -9,10 +9,10 @@ from typing import Any
 from optimc.core.model import OnnxModel
 from optimc.core.targets import Engine
 from optimc.core.worker import Limits
-from optimc.pipeline.compare import compare_on_data, compare_outputs
+from optimc.pipeline.compare import Outputs, compare_on_data, compare_outputs
 from optimc.pipeline.engines import Agreement, EngineProof
 from optimc.pipeline.inner_values import InnerValues
-from optimc.pipeline.judging import Judge, aligned, in_both
+from optimc.pipeline.judging import Judge, Judged, aligned, in_both
 from optimc.pipeline.kit_file import KitFile, kit_probes
 from optimc.pipeline.probes import Probe
 from optimc.pipeline.verification import ENGINE_TOLERANCE, Finding, Verdict, judge_engine
@@ -42,20 +42,12 @@ def prove_on_probes(
     precision = _precision(model)
     allowed = 0.0 if kit.lossy else ENGINE_TOLERANCE[precision]
     stable = [name for name in kit.compared if all(name in run for run in of_source)]
-    judged = in_both(
-        *(
-            Judge(
-                inner,
-                of,
-                frozenset(),
-                stable,
-                runs,
-                aligned(runs, answers, model.signature),
-                allowed,
-            ).judged()
-            for of, runs in ((source, of_source), (model, of_model))
-        )
-    )
+
+    def judge(of: OnnxModel, runs: Sequence[Outputs]) -> Judged:
+        fitting = aligned(runs, answers, model.signature)
+        return Judge(inner, of, frozenset(), stable, runs, fitting, allowed).judged()
+
+    judged = in_both(judge(source, of_source), judge(model, of_model))
     if not judged.names:
         return _proved(judged.concluded(Finding(Verdict.UNVERIFIED)), (), taken, kit.lossy)
     finding = judge_engine(
