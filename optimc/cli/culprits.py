@@ -7,7 +7,16 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
-from optimc.cli.options import RecipePath, SetOption, TimeLimit, Untrusted
+from optimc.cli.options import (
+    FeedOption,
+    JsonOption,
+    NoCache,
+    RecipePath,
+    SeedOption,
+    SetOption,
+    TimeLimit,
+    Untrusted,
+)
 
 culprits_app = typer.Typer()
 
@@ -32,10 +41,7 @@ def diff(
             help="Whether ONNX Runtime may rewrite B [default: as its engine; not for a file].",
         ),
     ] = None,
-    inputs: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(metavar="FILE.npz", help="One feed, by input name [default: seeded]."),
-    ] = None,
+    inputs: FeedOption = None,
     recipe: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(metavar="RECIPE", help="Take this recipe's calibration data and dims."),
@@ -56,13 +62,13 @@ def diff(
         bool, typer.Option("--outputs-only", help="Do not look at inner values.")
     ] = False,
     every: Annotated[bool, typer.Option("--all", help="List every value, not the turns.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of the seeded inputs.")] = 0,
+    seed: SeedOption = 0,
     html: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(metavar="FILE", help="Write a page with a chart, in one file."),
     ] = None,
     untrusted: Untrusted = False,
-    json_output: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+    json_output: JsonOption = False,
 ) -> int:
     """Compare two models value by value: where the error starts, grows and heals.
 
@@ -132,11 +138,9 @@ def bisect(
     ] = True,
     settings: SetOption = None,
     untrusted: Untrusted = False,
-    no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Neither read nor write the cache.")
-    ] = False,
+    no_cache: NoCache = False,
     time_limit: TimeLimit = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+    json_output: JsonOption = False,
 ) -> int:
     """Find the pass that is to blame, and the smallest set of its rewrites.
 
@@ -197,17 +201,14 @@ def reduce(
             help="By more than E of their scale [default: 1e-4; for a pass, what it promises].",
         ),
     ] = None,
-    inputs: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(metavar="FILE.npz", help="One feed, by input name [default: seeded]."),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the seeded inputs.")] = 0,
+    inputs: FeedOption = None,
+    seed: SeedOption = 0,
     out: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("-o", "--out", metavar="DIR", help="Where to: optimc-reduced/<model>."),
     ] = None,
     time_limit: TimeLimit = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+    json_output: JsonOption = False,
 ) -> int:
     """Cut a model down to the smallest one that still shows a fault.
 

@@ -12,7 +12,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, field_serializer
@@ -203,12 +202,7 @@ class Session(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -368,7 +362,7 @@ class Target(BaseModel, ABC):
     """Whether what a session binds has `times`, by the device's own clock, and the session
     `clocks_mhz`."""
     defers: ClassVar[bool] = False
-    """Whether a build that cannot be done here leaves a kit, see `defer`."""
+    """Whether a build that cannot be done here leaves a kit: of a `DeferringTarget`."""
 
     @classmethod
     @abstractmethod
@@ -422,14 +416,20 @@ class Target(BaseModel, ABC):
         take the precision that was asked for.
         """
 
-    def defer(self, model: Model, folder: Path, context: BuildContext) -> None:
-        """Writes into `folder`, beside ``model/model.onnx``, what builds the engine elsewhere.
-
-        It has to work without optimc. Only for targets that `defers`.
-        """
-        raise NotImplementedError(f"{self.runtime} does not defer builds")
-
     @classmethod
     @abstractmethod
     def open(cls, engine: Engine, **overrides: Any) -> Session:
         """Opens an engine in this process as its manifest's `session` says, `overrides` on top."""
+
+
+class DeferringTarget(Target):
+    """A target whose build leaves a kit where it cannot be done here."""
+
+    defers: ClassVar[bool] = True
+
+    @abstractmethod
+    def defer(self, model: Model, folder: Path, context: BuildContext) -> None:
+        """Writes into `folder`, beside ``model/model.onnx``, what builds the engine elsewhere.
+
+        It has to work without optimc.
+        """

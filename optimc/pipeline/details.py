@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def with_details(build: Build, gate: GateResult, report: Report) -> Report:
     """`report` with the details of what ships; layers are timed on the first benchmark case."""
-    from optimc.pipeline.finish import NOT_ASKED
+    from optimc.pipeline.references import NOT_ASKED
 
     profiles: object = Skipped(skipped=NOT_ASKED)
     if build.options.measure:

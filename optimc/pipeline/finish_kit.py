@@ -4,56 +4,48 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from optimc import __version__
 from optimc.core.errors import CellError, InputError, OptimcError, UnavailableError
 from optimc.core.files import atomic_folder, check_folder
-from optimc.core.model import OnnxModel
 from optimc.core.targets import DimSizes, Engine
 from optimc.core.worker import Limits
-from optimc.pipeline import assemble
-from optimc.pipeline.assemble import CellResult, figures_of, skipped
+from optimc.pipeline.assemble import CellResult, figures_of
 from optimc.pipeline.cache import Cache
 from optimc.pipeline.cases import samples_in
-from optimc.pipeline.compare import compare_on_data, compare_outputs
 from optimc.pipeline.device_times import device_times_note
-from optimc.pipeline.engines import Agreement, EngineBuilder, EngineProof
+from optimc.pipeline.engines import EngineBuilder
 from optimc.pipeline.gate import GateResult, judge
 from optimc.pipeline.inner_values import InnerValues
-from optimc.pipeline.judging import Judge, aligned, in_both
 from optimc.pipeline.kit_file import (
     EVALUATION,
     KIT,
     REPORT,
     KitFile,
     kit_model,
-    kit_probes,
     kit_target,
     read_kit,
 )
+from optimc.pipeline.kit_proof import prove_on_probes
+from optimc.pipeline.kit_report import ENGINE, completed_report
 from optimc.pipeline.plan import Cell
-from optimc.pipeline.probes import Probe, seeded_array
+from optimc.pipeline.probes import seeded_array
 from optimc.pipeline.recipe.schema import BEST, cells_matching
+from optimc.pipeline.references import NOT_ASKED
 from optimc.pipeline.timing import SOURCE, BuildTimings, Case, Subject, Timer
-from optimc.pipeline.verification import ENGINE_TOLERANCE, Finding, Verdict, judge_engine
-from optimc.pipeline.versions import tool_versions
+from optimc.pipeline.verification import Verdict
 from optimc.report import schema
 from optimc.report.canonical import load_report
 from optimc.report.write import write_report
-from optimc.targets.client import EngineWorker
 
 if TYPE_CHECKING:
     from optimc.measure.metric import Metric
     from optimc.pipeline.evaluation import Evaluator
     from optimc.pipeline.observer import BuildObserver
 
-ENGINE = "engine"
 _SOURCE_ON_TARGET = "source on the kit's target"
-_TOOLS = ("onnx", "onnx-ir", "onnxruntime", "numpy")
 
 
 @dataclass
@@ -121,7 +113,9 @@ class KitRun:
             timings = self._time()
         gate = self._judge()
         self.observer.on_stage("writing")
-        report = self._report(before, gate, timings, source_metrics)
+        report = completed_report(
+            before, self.result, self.command, self.notes, gate, timings, source_metrics
+        )
         self.files = write_report(report, self.folder)
         return report
 
@@ -131,7 +125,9 @@ class KitRun:
             engine = self.builder.build(self.kit.cell, self.target, self.model)
             self._deliver(engine)
             result.engine = engine
-            result.proof = self._proof(engine, inner)
+            result.proof = prove_on_probes(
+                self.kit, self.folder, engine, self.model, self.source, inner, self.limits
+            )
         except CellError as error:
             result.fail(f"{error.what} (fix: {error.fix})" if error.fix else error.what)
             return
@@ -152,55 +148,11 @@ class KitRun:
                 dirs_exist_ok=True,
             )
 
-    def _proof(self, engine: Engine, inner: InnerValues) -> EngineProof:
-        """The engine on the kit's probes, against what its graph and the source gave."""
-        kit = self.kit
-        feeds, graph, source = kit_probes(kit, self.folder, self.model.signature)
-        probes = [Probe(p.label, f, p.real) for p, f in zip(kit.probes, feeds, strict=True)]
-        with EngineWorker(engine, name=f"the engine {kit.cell}", limits=self.limits) as worker:
-            worker.reopen()
-            taken = worker.precisions()
-            answers = [worker.run(probe.feeds) for probe in probes]
-        precision = _precision(self.model)
-        allowed = 0.0 if kit.lossy else ENGINE_TOLERANCE[precision]
-        stable = [name for name in kit.compared if all(name in run for run in source)]
-        judged = in_both(
-            *(
-                Judge(
-                    inner,
-                    of,
-                    frozenset(),
-                    stable,
-                    runs,
-                    aligned(runs, answers, self.model.signature),
-                    allowed,
-                ).judged()
-                for of, runs in ((self.source, source), (self.model, graph))
-            )
-        )
-        if not judged.names:
-            return _proved(judged.concluded(Finding(Verdict.UNVERIFIED)), (), taken, kit.lossy)
-        finding = judge_engine(
-            precision,
-            lossy=kit.lossy,
-            probes=probes,
-            source=source,
-            graph=graph,
-            engine=answers,
-            names=judged.names,
-        )
-        agreements = []
-        for reference in (graph, source):
-            pair = (reference, answers, judged.names)
-            found = compare_on_data(probes, *pair) if kit.lossy else compare_outputs(*pair)
-            agreements.append(Agreement(found.max_rel, found.sqnr_db, len(answers)))
-        return _proved(judged.concluded(finding), agreements, taken, kit.lossy)
-
     def _evaluate(self) -> dict[str, float]:
         """The metrics of the engine and of the source, where the kit has the data."""
         if not self.measure or self.kit.evaluation is not None or not self.kit.metrics:
             if self.kit.evaluation is None:
-                self.result.metrics = "no metric by name" if self.measure else _NOT_ASKED
+                self.result.metrics = "no metric by name" if self.measure else NOT_ASKED
             return {}
         self.observer.on_stage("measuring accuracy")
         assert self.result.engine is not None
@@ -243,8 +195,8 @@ class KitRun:
     def _time(self) -> BuildTimings:
         result, kit = self.result, self.kit
         if not self.measure:
-            result.cases = result.load_ms = result.footprint = _NOT_ASKED
-            return BuildTimings(noise_floor=_NOT_ASKED)
+            result.cases = result.load_ms = result.footprint = NOT_ASKED
+            return BuildTimings(noise_floor=NOT_ASKED)
         self.observer.on_stage("measuring latency")
         assert result.engine is not None
         references, same = {SOURCE: self._reference()}, SOURCE
@@ -304,51 +256,6 @@ class KitRun:
         self.notes += [f"metric {n} is left out: {w}" for n, w in self.kit.metrics_left_out.items()]
         return judge(gate, [figures_of(self.result)])
 
-    def _report(
-        self,
-        before: schema.Report,
-        gate: GateResult,
-        timings: BuildTimings,
-        source_metrics: Mapping[str, float],
-    ) -> schema.Report:
-        """The build's report of this cell, completed."""
-        from optimc.pipeline.finish import _machine
-
-        cell = assemble.cell_report(self.result)
-        engine = cell.engine
-        if isinstance(engine, schema.EngineReport):
-            engine = engine.model_copy(update={"path": ENGINE})
-        passes = before.results[0].passes if before.results else ()
-        changes: dict[str, Any] = {"metrics": dict(source_metrics) or before.source.metrics}
-        if timings.source:
-            changes["latency"] = tuple(
-                assemble.latency_report(case, figures, 1)
-                for case, figures in timings.source.items()
-            )
-        else:
-            changes["latency"] = skipped(str(timings.noise_floor))
-        tools = tool_versions({*_TOOLS, *type(self.target).tools})
-        best = gate.best
-        return before.model_copy(
-            update={
-                "optimc": __version__,
-                "created": assemble.now(),
-                "command": self.command,
-                "lock": skipped("a kit has no lock of its own; the build's names what it is of"),
-                "machine": _machine(),
-                "environment": assemble.environment(tools),
-                "source": before.source.model_copy(update=changes),
-                "results": (cell.model_copy(update={"passes": passes, "engine": engine}),),
-                "noise_floor": assemble.noise_floor(timings.noise_floor),
-                "best": schema.CellName(variant=best.variant, target=best.target) if best else None,
-                "gate": gate.gate,
-                "notes": assemble.unique([*before.notes, *self.notes]),
-            }
-        )
-
-
-_NOT_ASKED = "measuring is off (--no-measure)"
-
 
 def _known_metrics(kit: KitFile, folder: Path) -> dict[str, Metric]:
     """The kit's metrics; code of others is not run."""
@@ -363,22 +270,6 @@ def _known_metrics(kit: KitFile, folder: Path) -> dict[str, Metric]:
             raise InputError(f"metrics.{name} would run code", where=str(folder / KIT), fix=fix)
         found[name] = metric
     return found
-
-
-def _precision(model: OnnxModel) -> str:
-    """What decides the tolerance: the coarsest float type of a strongly typed graph."""
-    from optimc.core.onnx_signature import holds_float16
-
-    return "f16" if holds_float16(model.ir) else "f32"
-
-
-def _proved(
-    finding: Finding, agreements: Sequence[Agreement], taken: Mapping[str, Any], lossy: bool
-) -> EngineProof:
-    graph, source = agreements if agreements else (None, None)
-    islands = tuple((str(i["node"]), str(i["reason"])) for i in taken.get("islands", ()))
-    share = taken.get("int8_share") if lossy else None
-    return EngineProof(finding, graph, source, taken.get("precision"), share, islands)
 
 
 def _limits(kit: KitFile) -> Limits:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimc import __version__
 from optimc.core.errors import CellError
-from optimc.core.targets import BuildContext
+from optimc.core.targets import BuildContext, DeferringTarget
 from optimc.measure.metric import SampleMetric
 from optimc.pipeline.kit_file import (
     EVALUATION,
@@ -64,6 +64,7 @@ def prepare_kit(build: Build, result: CellResult, model: OnnxModel, oracle: Orac
         result.kit_evaluation = write_evaluation(build, result, folder / EVALUATION)
         told = kit_text(_kit_file(build, result, target, model, oracle))
         (folder / KIT).write_text(told, encoding="utf-8")
+        assert isinstance(target, DeferringTarget)
         target.defer(model, folder, context)
     except CellError as error:
         result.status, result.reason = "failed", f"no kit: {error.what}"

@@ -127,7 +127,7 @@ def profile(build: Build, gate: GateResult, case: Case) -> tuple[EngineProfile, 
     chosen = chosen_cells(build, gate)
     if not chosen:
         return Skipped(skipped="nothing was built")
-    from optimc.pipeline.finish import source_engine
+    from optimc.pipeline.references import source_engine
 
     found: list[EngineProfile] = []
     with exclusive(build.cache.folder / "measuring.lock", build.observer.on_share):

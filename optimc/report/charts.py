@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from optimc.report.chart_svg import WIDTH, Chart, Roles, drawn, look
 from optimc.report.escape import one_line
@@ -84,8 +85,7 @@ def intervals(
         y = count - index
         ends = [(line.ends[0], y), (line.ends[1], y)]
         roles.add(chart, f"interval {line.kind}", ends, show_dots=False)
-        dot = {"value": (line.value, y), "label": line.text}
-        roles.add(chart, f"point {line.kind}", [dot], stroke=False, dots_size=4)
+        _dot(roles, chart, line.kind, (line.value, y), line.text)
     found = [v for line in lines for v in (*line.ends, line.value)] + [v for _, v in marks]
     chart.xrange = _room([*found, *(band or ())])
     words = "; ".join(line.text for line in lines)
@@ -123,8 +123,7 @@ def trade(
         if point.ends is not None:
             ends = [(point.x, end) for end in point.ends]
             roles.add(chart, f"interval {point.kind}", ends, show_dots=False)
-        dot = {"value": (point.x, point.y), "label": point.text}
-        roles.add(chart, f"point {point.kind}", [dot], stroke=False, dots_size=4)
+        _dot(roles, chart, point.kind, (point.x, point.y), point.text)
     chart.xrange = (0, max(point.x for point in points) * 1.12)
     chart.range = _room([y for p in points for y in (p.y, *(p.ends or ()))])
     words = "; ".join(point.text for point in points)
@@ -154,9 +153,8 @@ def along(
     roles = Roles()
     roles.add(chart, "front", [(point.x, point.y) for point in points], show_dots=False)
     for point in points:
-        dot = {"value": (point.x, point.y), "label": point.text}
         size = 2 if point.kind == "source" else 4
-        roles.add(chart, f"point {point.kind}", [dot], stroke=False, dots_size=size)
+        _dot(roles, chart, point.kind, (point.x, point.y), point.text, size)
     chart.range = _room([point.y for point in points])
     return drawn(chart, identity, title, "; ".join(point.text for point in points), roles)
 
@@ -245,6 +243,13 @@ def shortened(name: str, most: int = MAX_NAME) -> str:
         return shown
     tail = most // 2
     return f"{shown[: most - tail - 1]}…{shown[-tail:]}"
+
+
+def _dot(
+    roles: Roles, chart: Any, kind: str, place: tuple[float, float], text: str, size: int = 4
+) -> None:
+    dot = {"value": place, "label": text}
+    roles.add(chart, f"point {kind}", [dot], stroke=False, dots_size=size)
 
 
 def _change(before: float, after: float, write: Callable[[float], str]) -> str:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
 from optimc.report import figures
+from optimc.report.console import WIDTH, rendered, wants_color
 from optimc.report.diff import DiffReport, Trend, ValueRow, interesting
-from optimc.report.escape import log_line, log_text
+from optimc.report.escape import log_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
     from rich.text import Text
 
-WIDTH = 100
 MOST_ROWS = 40
 _NAME = 34
 STYLES = {
@@ -36,32 +35,12 @@ def render_diff(
 
     No line is wider than `width` columns, 100 at most. Escapes in names are made visible.
     """
-    from rich.console import Console
-
-    width = min(width, WIDTH) - 1  # `log_line` may add a character
-    buffer = io.StringIO()
-    console = Console(
-        file=buffer,
-        width=width,
-        force_terminal=color,
-        color_system="standard" if color else None,
-        no_color=not color,
-        legacy_windows=False,
-        highlight=False,
-        markup=False,
-        emoji=False,
-    )
-    for part in _parts(report, every):
-        console.print(part, overflow="fold")
-    lines = (log_line(line).rstrip() for line in buffer.getvalue().split("\n"))
-    return "\n".join(lines).rstrip("\n") + "\n"
+    return rendered(_parts(report, every), width=width, color=color)
 
 
 def print_diff(report: DiffReport, stream: TextIO, *, every: bool = False) -> None:
     """Writes `render_diff`; in colour only on a terminal where NO_COLOR is not set."""
-    terminal = stream.isatty()
-    color = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    text = render_diff(report, width=_columns(stream), color=color, every=every)
+    text = render_diff(report, width=_columns(stream), color=wants_color(stream), every=every)
     try:
         text.encode(stream.encoding or "utf-8")
     except (UnicodeEncodeError, LookupError):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import os
 from typing import TYPE_CHECKING, TextIO
 
 from optimc.report import figures
-from optimc.report.escape import log_line, log_text
+from optimc.report.console import WIDTH, rendered, wants_color
+from optimc.report.escape import log_text
 from optimc.report.findings import findings
 from optimc.report.rows import first_case, noise_floor_text, primary_metric, rows
 from optimc.report.step_rows import step_rows
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from optimc.report.schema import Report
 
-WIDTH = 100
 _NAME = 24
 """Columns of a cell's name that are never wrapped."""
 
@@ -54,25 +53,7 @@ def render_summary(
     No line is wider than `width` columns (100 at most). The `files` lie in one folder. With
     `color` the text holds ANSI escapes of ours; escapes in names are always made visible.
     """
-    from rich.console import Console
-
-    width = min(width, WIDTH) - 1  # `log_line` may add a character
-    buffer = io.StringIO()
-    console = Console(
-        file=buffer,
-        width=width,
-        force_terminal=color,
-        color_system="standard" if color else None,
-        no_color=not color,
-        legacy_windows=False,
-        highlight=False,
-        markup=False,
-        emoji=False,
-    )
-    for part in _parts(report, files):
-        console.print(part, overflow="fold")
-    lines = (log_line(line).rstrip() for line in buffer.getvalue().split("\n"))
-    return "\n".join(lines).rstrip("\n") + "\n"
+    return rendered(_parts(report, files), width=width, color=color)
 
 
 def print_summary(report: Report, files: Sequence[Path], stream: TextIO) -> None:
@@ -81,9 +62,7 @@ def print_summary(report: Report, files: Sequence[Path], stream: TextIO) -> None
     In colour only where `stream` is a terminal and NO_COLOR is not set; in ASCII where the
     stream's encoding lacks a character.
     """
-    terminal = stream.isatty()
-    color = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    text = render_summary(report, files, width=_columns(stream) or WIDTH, color=color)
+    text = render_summary(report, files, width=_columns(stream) or WIDTH, color=wants_color(stream))
     stream.write(_encodable(text, stream.encoding or "utf-8"))
     stream.flush()
 

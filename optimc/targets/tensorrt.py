@@ -17,7 +17,14 @@ from pydantic import Field
 
 from optimc.core.errors import CellError, UnavailableError
 from optimc.core.model import Model, OnnxModel
-from optimc.core.targets import BuildContext, Engine, Session, Target, TargetSpec, Unavailability
+from optimc.core.targets import (
+    BuildContext,
+    DeferringTarget,
+    Engine,
+    Session,
+    TargetSpec,
+    Unavailability,
+)
 from optimc.targets.artifacts import feeds_as_text, place_onnx, session_settings
 from optimc.targets.feeds import check_exchange
 
@@ -47,7 +54,7 @@ context = engine.create_execution_context()
 """
 
 
-class TensorRT(Target):
+class TensorRT(DeferringTarget):
     """TensorRT 10.12 and newer, with strongly typed networks: the precision is the graph's."""
 
     runtime: Literal["tensorrt"] = "tensorrt"
@@ -86,7 +93,6 @@ class TensorRT(Target):
     lints: ClassVar[bool] = True
     keeps_timings: ClassVar[bool] = True
     times_on_device: ClassVar[bool] = True
-    defers: ClassVar[bool] = True
 
     @classmethod
     def unavailable(cls) -> Unavailability | None:

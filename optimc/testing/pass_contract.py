@@ -3,9 +3,10 @@
     class TestFoldBatchnorm(PassContract):
         passes = (FoldBatchnorm(),)
 
-Every test runs each of `passes` on each of `models()`. Passes that read SPEC or CALIBRATION
-override `spec` and `calibration`. A model on which a pass raises PreconditionError is one where it
-cannot run: the contract then asks for a message with a remedy.
+Every test looks at each of `passes` on each of `models()`; those that look at one run share
+it, for another test asks that all runs are alike. Passes that read SPEC or CALIBRATION override
+`spec` and `calibration`. A model on which a pass raises PreconditionError is one where it cannot
+run: the contract then asks for a message with a remedy.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class PassContract:
     def test_modified_is_true_to_fact(self, pass_: Pass, name: str) -> None:
         """`modified`, the digest and the rewrites tell the same."""
         model = self.models()[name]
-        result = self._run(pass_, model)
+        result = self._made(pass_, name)
         changed = _fresh_digest(result.model) != _fresh_digest(model)
         assert result.modified == changed, (
             f"modified is {result.modified}, the digest says {changed}"
@@ -92,7 +93,7 @@ class PassContract:
 
     def test_second_run_changes_nothing(self, pass_: Pass, name: str) -> None:
         """A pass comes to its end in one run."""
-        first = self._run(pass_, self.models()[name]).model
+        first = self._made(pass_, name).model
         again = self._run(pass_, _onnx(first))
         assert not again.modified, f"a second run did {again.rewrites[:5]}"
         assert again.model.digest == first.digest
@@ -106,7 +107,7 @@ class PassContract:
     def test_interface_stays(self, pass_: Pass, name: str) -> None:
         """Names, order, dtypes and dims of inputs and outputs; float types where it says so."""
         model = self.models()[name]
-        before, after = model.signature, self._run(pass_, model).model.signature
+        before, after = model.signature, self._made(pass_, name).model.signature
         if not pass_.changes_dtypes:
             assert after == before
             return
@@ -130,18 +131,17 @@ class PassContract:
         import onnx
         import onnx_ir
 
-        result = _onnx(self._run(pass_, self.models()[name]).model)
+        result = _onnx(self._made(pass_, name).model)
         onnx.checker.check_model(onnx_ir.to_proto(result.ir), full_check=True)
 
     def test_outputs_agree(self, pass_: Pass, name: str) -> None:
         """On seeded inputs, as far as the pass's effect promises."""
-        model = self.models()[name]
-        self._compare(pass_, model, _onnx(self._run(pass_, model).model))
+        self._compare(pass_, self.models()[name], _onnx(self._made(pass_, name).model))
 
     def test_provenance_is_kept(self, pass_: Pass, name: str) -> None:
         """Source names are those of the input; where numbers must agree, each tells the truth."""
         model = self.models()[name]
-        result = _onnx(self._run(pass_, model).model)
+        result = _onnx(self._made(pass_, name).model)
         known = set(model.provenance.values())
         invented = set(result.provenance.values()) - known
         assert not invented, f"source names that the input does not have: {sorted(invented)[:5]}"
@@ -157,7 +157,7 @@ class PassContract:
     def test_limit_stops_after_the_first_rewrites(self, pass_: Pass, name: str) -> None:
         """``--limit PASS=N`` does the first N rewrites alone; every prefix is a whole model."""
         model = self.models()[name]
-        whole = self._run(pass_, model)
+        whole = self._made(pass_, name)
         total = len(whole.rewrites)
         nothing = self._run(pass_, model, limit=0)
         assert not nothing.modified
@@ -172,17 +172,26 @@ class PassContract:
         """What `preserves` declares is the same before and after."""
         model = self.models()[name]
         for kind in sorted(pass_.preserves, key=str):
-            after = kind.compute(_onnx(self._run(pass_, model).model))
+            after = kind.compute(_onnx(self._made(pass_, name).model))
             assert after == kind.compute(model), f"{kind.__name__} is not preserved"
 
     def test_refusals_give_reasons(self, pass_: Pass, name: str) -> None:
         """A refusal says which rule, where, and why in words."""
-        for refusal in self._run(pass_, self.models()[name]).refusals:
+        for refusal in self._made(pass_, name).refusals:
             assert refusal.rule
             assert refusal.where, f"{refusal.rule}: no place"
             assert len(refusal.reason.split()) >= 3, f"{refusal}: that is no reason"
 
     # Helpers.
+
+    _results: ClassVar[dict[tuple[type[PassContract], str, str], PassResult]] = {}
+
+    def _made(self, pass_: Pass, name: str) -> PassResult:
+        """What `pass_` makes of a model, made once: not to be changed."""
+        key = (type(self), _id(pass_), name)
+        if key not in self._results:
+            self._results[key] = self._run(pass_, self.models()[name])
+        return self._results[key]
 
     def _run(self, pass_: Pass, model: OnnxModel, *, limit: int | None = None) -> PassResult:
         import pytest

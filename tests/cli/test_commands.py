@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 
 from optimc.testing.commands import run_optimc
+from optimc.testing.graphs import convolutions
 
 COMMANDS = (
     "build",
@@ -85,13 +85,13 @@ def test_check_is_quiet_on_a_good_recipe_and_explains_the_plan(repository: Path)
     assert "-> int8/ort (onnxruntime)" in done.out
 
 
-def test_init_writes_a_recipe_that_builds_as_it_is(model: Path, tmp_path: Path) -> None:
-    shutil.copy(model, tmp_path / "digits.onnx")
-    first = run_optimc("init", "digits.onnx", cwd=tmp_path)
+def test_init_writes_a_recipe_that_builds_as_it_is(tmp_path: Path) -> None:
+    convolutions().write_onnx(tmp_path / "model.onnx")
+    first = run_optimc("init", "model.onnx", cwd=tmp_path)
     assert first.code == 0
     assert "#" in (tmp_path / "recipe.yaml").read_text()
     built = run_optimc(
-        *["build", "recipe.yaml", "-o", "out", "--set"], "benchmark.at_most=1 s", cwd=tmp_path
+        *["build", "recipe.yaml", "-o", "out", "--set"], "benchmark.at_most=0.1 s", cwd=tmp_path
     )
     assert built.code == 0, built.err
     report = json.loads((tmp_path / "out" / "report.json").read_text())

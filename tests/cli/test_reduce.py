@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import onnx
 import pytest
 
 from optimc.testing.commands import Finished, run_optimc, temporary_leftovers
-from optimc.testing.graphs import branches, convolutions
+from optimc.testing.graphs import GraphBuilder, branches, convolutions
 from optimc.testing.plugins import WRONG_PASS, make_plugin
 
 # The fault: a Relu that reads an Add.
@@ -38,8 +39,24 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def check(tmp_path: Path) -> str:
-    script = tmp_path / "check.py"
+def residual(tmp_path: Path) -> Path:
+    """Six nodes, one weight: every check of a command starts a Python of its own."""
+    return _write_residual(tmp_path)
+
+
+def _write_residual(folder: Path) -> Path:
+    b = GraphBuilder()
+    x = b.input("image", ["batch", 2, 4, 4])
+    h = b.node("Relu", b.node("Conv", x, b.weight(2, 2, 3, 3), pads=[1, 1, 1, 1]))
+    h = b.node("Relu", b.node("Add", h, x))
+    b.node("Flatten", b.node("GlobalAveragePool", h), axis=1, to="logits")
+    b.output("logits", ["batch", 2])
+    b.model().write_onnx(folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+def _check(folder: Path) -> str:
+    script = folder / "check.py"
     script.write_text(RELU_AFTER_ADD)
     return f"{sys.executable} {script} {{}}"
 
@@ -53,39 +70,47 @@ def _kept(folder: Path) -> list[str]:
     return [node.op_type for node in onnx.load(str(folder / "model.onnx")).graph.node]
 
 
-def test_a_command_is_cut_down_to_what_it_looks_for(
-    model: Path, check: str, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    done = _reduce(model, "--command", check, "--saying", "relu after add", "-o", out, "--json")
+@pytest.fixture(scope="module")
+def reduced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Finished]:
+    """A reduction by a command: the folder with the model and `out`, and what it answered."""
+    folder = tmp_path_factory.mktemp("reduced")
+    options = ("--command", _check(folder), "--saying", "relu after add", "-o", folder / "out")
+    done = _reduce(_write_residual(folder), *options, "--json")
     assert done.code == 0, done.err
+    return folder, done
+
+
+def test_a_command_is_cut_down_to_what_it_looks_for(reduced: tuple[Path, Finished]) -> None:
+    folder, done = reduced
+    out = folder / "out"
     record = json.loads(done.out)
     assert _kept(out) == ["Add", "Relu"]
-    assert record["nodes"][1] == 2 < record["nodes"][0]
+    assert record["nodes"] == [6, 2]
     assert record["complete"] is True
     with np.load(out / "inputs.npz", allow_pickle=False) as inputs:
         graph = onnx.load(str(out / "model.onnx")).graph
         assert set(inputs) == {value.name for value in graph.input}
         assert all(inputs[name].size == 1 for name in inputs)
-    assert not temporary_leftovers(tmp_path)
+    assert not temporary_leftovers(folder)
 
 
-def test_the_folder_stands_by_itself(model: Path, check: str, tmp_path: Path) -> None:
-    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
-    assert _reduce(model, "--command", check, "-o", out).code == 0
-    (tmp_path / "check.py").unlink()
-    out.rename(elsewhere)
+def test_the_folder_stands_by_itself(reduced: tuple[Path, Finished], tmp_path: Path) -> None:
+    elsewhere = shutil.copytree(reduced[0] / "out", tmp_path / "elsewhere")
     script = [sys.executable, str(elsewhere / "reproduce.py")]
+    kept = reduced[0].rename(tmp_path / "away")  # what it was made of is not needed
     done = subprocess.run(script, capture_output=True, text=True, cwd="/", check=False)
+    kept.rename(reduced[0])
     assert done.returncode == 1, done.stderr
     assert "the fault shows" in done.stdout
 
 
-def test_the_same_reduction_writes_the_same_bytes(model: Path, check: str, tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        assert _reduce(model, "--command", check, "-o", tmp_path / name).code == 0
+def test_the_same_reduction_writes_the_same_bytes(reduced: tuple[Path, Finished]) -> None:
+    folder, _ = reduced
+    options = ("--saying", "relu after add", "-o", folder / "again")
+    done = _reduce(folder / "model.onnx", "--command", _check(folder), *options)
+    assert done.code == 0, done.err
     for file in ("model.onnx", "reproduce.py", "reduced.json"):
-        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+        assert (folder / "out" / file).read_bytes() == (folder / "again" / file).read_bytes()
 
 
 def test_a_pass_that_changes_the_outputs(model: Path, tmp_path: Path) -> None:
@@ -158,50 +183,51 @@ def test_a_folder_with_other_files_is_left_alone(model: Path, tmp_path: Path) ->
     assert [path.name for path in out.iterdir()] == ["thesis.tex"]
 
 
-def test_a_check_that_changes_its_mind_is_told(model: Path, tmp_path: Path) -> None:
+def test_a_check_that_changes_its_mind_is_told(residual: Path, tmp_path: Path) -> None:
     (tmp_path / "check.py").write_text(
         "import os, pathlib, sys\n"
         "count = pathlib.Path('count')\n"
         "count.write_text(str(int(count.read_text() if count.exists() else 0) + 1))\n"
         "sys.exit(int(int(count.read_text()) == 1))\n"
     )
-    done = _reduce(model, "--command", f"{sys.executable} check.py", "-o", tmp_path / "out")
+    done = _reduce(residual, "--command", f"{sys.executable} check.py", "-o", tmp_path / "out")
     assert done.code == 2
     assert "not deterministic" in done.err
 
 
-def test_the_best_so_far_stays_after_an_interruption(model: Path, tmp_path: Path) -> None:
+def test_the_best_so_far_stays_after_an_interruption(residual: Path, tmp_path: Path) -> None:
+    # The first smaller model shows the fault; the look at the next one does not end by itself.
     (tmp_path / "check.py").write_text(
-        "import sys, time, onnx\n"
-        "nodes = onnx.load(sys.argv[1]).graph.node\n"
-        "time.sleep(0 if len(nodes) > 6 else 60)\n"
+        "import pathlib, sys, time, onnx\n"
+        "smaller = len(onnx.load(sys.argv[1]).graph.node) < 6\n"
+        "if smaller and pathlib.Path('found').exists():\n"
+        "    pathlib.Path('looking').touch()\n"
+        "    time.sleep(600)\n"
+        "if smaller:\n"
+        "    pathlib.Path('found').touch()\n"
         "sys.exit(1)\n"
     )
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "optimc", "reduce", str(model), "-o", str(out)]
+    command = [sys.executable, "-m", "optimc", "reduce", str(residual), "-o", str(out)]
     command += ["--command", f"{sys.executable} check.py {{}}"]
     process = subprocess.Popen(
         command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    assert process.stderr is not None
-    seen = []
-    for line in process.stderr:
-        seen.append(line)
-        if "the fault shows" in line:
-            break
-    time.sleep(2.0)
+    until = time.monotonic() + 120
+    while not (tmp_path / "looking").exists():
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    rest = process.stderr.read()
-    assert process.wait(timeout=60) == 130, "".join(seen) + rest
-    assert 0 < len(_kept(out)) < 13
+    _, words = process.communicate(timeout=60)
+    assert process.returncode == 130, words
+    assert 0 < len(_kept(out)) < 6
     assert json.loads((out / "reduced.json").read_text())["complete"] is False
 
 
-def test_when_the_time_is_up_the_best_so_far_is_written(
-    model: Path, check: str, tmp_path: Path
-) -> None:
+def test_when_the_time_is_up_the_best_so_far_is_written(residual: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    done = _reduce(model, "--command", check, "-o", out, "--time-limit", "0")
+    done = _reduce(residual, "--command", _check(tmp_path), "-o", out, "--time-limit", "0")
     assert done.code == 0, done.err
     assert "the time was up" in done.out
     assert len(_kept(out)) > 2

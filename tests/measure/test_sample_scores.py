@@ -7,7 +7,7 @@ import pytest
 
 from optimc.measure.metrics import metric_for
 from optimc.measure.paired import mcnemar
-from optimc.measure.sample_scores import MOST_WORST, evidence
+from optimc.measure.sample_scores import MOST_WORST, evidence, sample_scores
 
 
 def records(correct, predicted=None):
@@ -56,6 +56,16 @@ def test_where_lower_is_better_the_greatest_is_the_worst():
 
 def test_metrics_over_the_whole_set_say_nothing_of_samples():
     found = evidence({"nll": np.ones(3)}, {"nll": np.ones(3)}, "lower")
+    assert found.worst == ()
+    assert isinstance(found.lost, str)
+
+
+def test_scores_beside_other_records_are_those_of_boxes():
+    # As detections are recorded: a row for each box, though here as many as there are samples.
+    boxes = {"score": np.array([0.9, 0.1]), "image": np.array([0, 1])}
+    assert sample_scores({"score": boxes["score"]}) is not None
+    assert sample_scores(boxes) is None
+    found = evidence(boxes, {**boxes, "score": np.array([0.2, 0.1])}, "higher")
     assert found.worst == ()
     assert isinstance(found.lost, str)
 

@@ -57,7 +57,7 @@ def segmentation(folder: Path, metrics) -> Path:
         },
         "metrics": metrics,
         "variants": {"int8": ["quantize_int8"]},
-        "benchmark": {"at_most": "1 s"},
+        "benchmark": {"at_most": "0.1 s"},
         "gate": {"drop": {"miou": 0.5}},
     }
     path = folder / "recipe.yaml"

@@ -6,6 +6,7 @@ import importlib.util
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -31,19 +32,21 @@ ERRORS: dict[Trap, tuple[type[WorkerError], str]] = {
     "memory": (WorkerMemoryError, "memory limit of 2,000 MB"),
     "hang": (WorkerTimeoutError, "time limit of 4 s"),
 }
-BUILDS: list[tuple[str, Trap]] = [
+# A hang costs its whole limit, and what ends it is the same for both runtimes.
+HANG = pytest.param("openvino", "hang", marks=pytest.mark.slow)
+BUILDS: list[Any] = [
     ("onnxruntime", "crash"),
     ("onnxruntime", "hang"),
     ("openvino", "crash"),
     ("openvino", "memory"),
-    ("openvino", "hang"),
+    HANG,
 ]
-RUNS: list[tuple[str, Trap]] = [
+RUNS: list[Any] = [
     ("onnxruntime", "crash"),
     ("onnxruntime", "memory"),
     ("onnxruntime", "hang"),
     ("openvino", "memory"),
-    ("openvino", "hang"),
+    HANG,
 ]
 
 

@@ -134,7 +134,7 @@ def _evaluator(subject: Subject) -> tuple[str, str, Evaluator]:
 
 
 def _reference_engine(subject: Subject) -> Engine:
-    from optimc.pipeline.finish import reference_target
+    from optimc.pipeline.references import reference_target
 
     target = reference_target(subject.cell.target)
     return _builder(subject).build("the source", target, subject.source.model)

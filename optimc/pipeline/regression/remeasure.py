@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from optimc.core.worker import Limits
 from optimc.measure.latency import SamplingPlan, Timings, measure
 from optimc.measure.statistics import ALPHA, Interval
-from optimc.pipeline.regression.checks import Fresh, verdict_of_speed
+from optimc.pipeline.regression.pairs import Fresh
+from optimc.pipeline.regression.time_checks import verdict_of_speed
 from optimc.targets.client import EngineWorker, exchange_processes
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimc import __version__
-from optimc.pipeline.regression.checks import Fresh, Pair, checks_of
+from optimc.pipeline.regression.checks import checks_of
+from optimc.pipeline.regression.pairs import Fresh, Pair
 from optimc.pipeline.regression.policy import (
     RELATIVE_DROP,
     SIZE_GROWTH,
