@@ -153,7 +153,7 @@ class Build:
 
     def _check_lock(self) -> None:
         """With `--locked`: refuses before any work what is known to differ by now."""
-        from optimc.pipeline.finish import lock_inputs
+        from optimc.pipeline.locking import lock_inputs
 
         if self.options.locked:
             path = lock_path(self.recipe.path)

@@ -17,7 +17,6 @@ from optimc.pipeline.details import with_details
 from optimc.pipeline.evaluation import loaded_metrics
 from optimc.pipeline.gate import judge
 from optimc.pipeline.kits import write_reports
-from optimc.pipeline.locking import lock_inputs as lock_inputs
 from optimc.pipeline.locking import locked_state
 from optimc.pipeline.records import FILE, write_records
 from optimc.pipeline.reporting import build_report
