@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 NAME = "TensorRT"
 PLAN = "model.plan"
+WEIGHTS = "model.onnx"
+"""Beside a stripped plan: the model that its weights come from."""
 LEAST_VERSION = (10, 12)
 EXCHANGED = frozenset({"float32", "float16", "int8", "uint8", "int32", "int64", "bool"})
 """Types of inputs and outputs that both numpy and TensorRT have."""
@@ -40,10 +42,15 @@ _LIBRARIES_FIX = (
 _LOAD = """\
 import tensorrt
 # feeds = {feeds}
-runtime = tensorrt.Runtime(tensorrt.Logger())
-engine = runtime.deserialize_cuda_engine(open({main!r}, "rb").read())
-context = engine.create_execution_context()
+logger = tensorrt.Logger()
+engine = tensorrt.Runtime(logger).deserialize_cuda_engine(open({main!r}, "rb").read())
+{refit}context = engine.create_execution_context()
 # then set_input_shape and set_tensor_address of each tensor, and execute_async_v3
+"""
+_REFIT = """\
+refitter = tensorrt.Refitter(engine, logger)  # the plan is stripped
+tensorrt.OnnxParserRefitter(refitter, logger).refit_from_file({weights!r})
+refitter.refit_cuda_engine()
 """
 
 
@@ -70,7 +77,11 @@ class TensorRT(Target):
     refit: bool = False
     """Whether weights can be exchanged in the plan later."""
     strip_plan: bool = False
-    """Whether the plan leaves out the weights, to be refitted from the ONNX model."""
+    """Whether the plan leaves out the weights. The ONNX file then lies beside it, and they are
+    refitted from there when the engine is opened."""
+    weight_streaming_mb: Annotated[int, Field(ge=0)] | None = None
+    """Memory on the GPU that weights may take, in MB: what does not fit is streamed in with every
+    run. All weights stay on the GPU where it is left out."""
     plugins: list[Path] = Field(default=[])
     """Plugin libraries, loaded when the engine is built and when it is opened."""
     device: Annotated[int, Field(ge=0)] = 0
@@ -157,17 +168,29 @@ class TensorRT(Target):
         context.timing_cache = plan.timing_cache
         context.notes += log.warnings
         (folder / PLAN).write_bytes(plan.engine)
+        if self.strip_plan:
+            place_onnx(model, folder / WEIGHTS)
         return Engine.describe(
             folder,
             runtime=self.runtime,
             main=PLAN,
             model=model,
-            session={"device": self.device, "plugins": [str(path) for path in self.plugins]},
-            load=_LOAD.format(feeds=feeds_as_text(model.signature.inputs), main=PLAN),
+            session={
+                "device": self.device,
+                "plugins": [str(path) for path in self.plugins],
+                "weights": WEIGHTS if self.strip_plan else None,
+                "weight_streaming_mb": self.weight_streaming_mb,
+            },
+            load=self._load(feeds_as_text(model.signature.inputs)),
             versions={"tensorrt": version("tensorrt")},
             deterministic=False,
             notes=tuple(context.notes),
         )
+
+    def _load(self, feeds: str) -> str:
+        """The manifest's code that opens the plan."""
+        refit = _REFIT.format(weights=WEIGHTS) if self.strip_plan else ""
+        return _LOAD.format(feeds=feeds, main=PLAN, refit=refit)
 
     def defer(self, model: Model, folder: Path, context: BuildContext) -> None:
         from optimc.targets.tensorrt_kit import write_scripts
@@ -185,6 +208,7 @@ class TensorRT(Target):
             "VERSION_COMPATIBLE": self.version_compatible,
             "REFIT": self.refit,
             "STRIP_PLAN": self.strip_plan,
+            "WEIGHT_STREAMING": self.weight_streaming_mb is not None,
         }
         return PlanOptions(
             profiles=tuple(shapes for shapes in self._profiles(signature.inputs, dims) if shapes),
@@ -193,6 +217,7 @@ class TensorRT(Target):
             flags=frozenset(name for name, on in flags.items() if on),
             hardware_compatibility=self.hardware_compatibility.upper(),
             plugins=tuple(self.plugins),
+            weight_streaming_mb=self.weight_streaming_mb,
         )
 
     def _profiles(
