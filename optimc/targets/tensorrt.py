@@ -13,19 +13,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from optimc.core.errors import CellError, UnavailableError
 from optimc.core.model import Model, OnnxModel
 from optimc.core.targets import BuildContext, Engine, Session, Target, TargetSpec, Unavailability
 from optimc.targets.artifacts import feeds_as_text, place_onnx, session_settings
-from optimc.targets.feeds import check_exchange
+from optimc.targets.feeds import check_exchange, lint_exchange
 
 if TYPE_CHECKING:
     from optimc.core.lint import Finding
-    from optimc.core.model import Signature, TensorSpec
+    from optimc.core.model import Signature
     from optimc.core.targets import DimSizes
-    from optimc.targets.tensorrt_build import PlanOptions, Shapes
+    from optimc.targets.tensorrt_build import PlanOptions
 
 NAME = "TensorRT"
 PLAN = "model.plan"
@@ -91,6 +91,16 @@ class TensorRT(Target):
     """Whether a kit holds the evaluation data, so that `optimc finish` can measure the metrics.
     Only for samples of one shape."""
 
+    @field_validator("profiles")
+    @classmethod
+    def _ordered(
+        cls, profiles: list[dict[str, tuple[int, int, int]]]
+    ) -> list[dict[str, tuple[int, int, int]]]:
+        from optimc.targets.tensorrt_profiles import check_order
+
+        check_order(profiles)
+        return profiles
+
     tools: ClassVar[tuple[str, ...]] = ("tensorrt",)
     extra: ClassVar[str | None] = "tensorrt"
     reads_dims: ClassVar[bool] = True
@@ -142,10 +152,18 @@ class TensorRT(Target):
 
     def lint(self, model: Model) -> tuple[Finding, ...]:
         from optimc.targets.tensorrt_lint import lint
+        from optimc.targets.tensorrt_sparsity import lint_sparsity
         from optimc.targets.tensorrt_support import parser_of
 
         assert isinstance(model, OnnxModel)
-        return lint(model, parser_of(_release()))
+        exchange = lint_exchange(model.signature, EXCHANGED, NAME)
+        found = (*exchange, *lint(model, parser_of(_release())))
+        return (*found, *lint_sparsity(model)) if self.sparse_weights else found
+
+    def check(self, signature: Signature, dims: Mapping[str, DimSizes]) -> None:
+        from optimc.targets.tensorrt_profiles import check_profiles
+
+        check_profiles(self.profiles, signature, dims)
 
     def build(self, model: Model, folder: Path, context: BuildContext) -> Engine:
         from optimc.targets.tensorrt_build import Console, Log, build_plan
@@ -201,6 +219,7 @@ class TensorRT(Target):
     def plan_options(self, signature: Signature, dims: Mapping[str, DimSizes]) -> PlanOptions:
         """What the builder is told for a model, with the recipe's sizes of its dims."""
         from optimc.targets.tensorrt_build import PlanOptions
+        from optimc.targets.tensorrt_profiles import profile_shapes
 
         flags = {
             "TF32": self.tf32,
@@ -211,7 +230,9 @@ class TensorRT(Target):
             "WEIGHT_STREAMING": self.weight_streaming_mb is not None,
         }
         return PlanOptions(
-            profiles=tuple(shapes for shapes in self._profiles(signature.inputs, dims) if shapes),
+            profiles=tuple(
+                shapes for shapes in profile_shapes(self.profiles, signature.inputs, dims) if shapes
+            ),
             optimization_level=self.optimization_level,
             workspace_mb=self.workspace_mb,
             flags=frozenset(name for name, on in flags.items() if on),
@@ -220,41 +241,11 @@ class TensorRT(Target):
             weight_streaming_mb=self.weight_streaming_mb,
         )
 
-    def _profiles(
-        self, inputs: tuple[TensorSpec, ...], dims: Mapping[str, DimSizes]
-    ) -> list[Shapes]:
-        """The shapes of each dynamic input, by profile."""
-        known = {name: (sizes.min, sizes.typical, sizes.max) for name, sizes in dims.items()}
-        return [
-            {
-                spec.name: _shapes(spec, {**known, **profile})
-                for spec in inputs
-                if spec.shape and any(isinstance(dim, str) for dim in spec.shape)
-            }
-            for profile in self.profiles or [{}]
-        ]
-
     @classmethod
     def open(cls, engine: Engine, **overrides: Any) -> Session:
         from optimc.targets.tensorrt_session import TensorRTSession
 
         return TensorRTSession(engine, session_settings(engine, overrides))
-
-
-def _shapes(
-    spec: TensorSpec, sizes: Mapping[str, tuple[int, int, int]]
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """The least, usual and greatest shape of one input."""
-    assert spec.shape is not None
-    unknown = [dim for dim in spec.shape if isinstance(dim, str) and dim not in sizes]
-    if unknown:
-        raise CellError(
-            f"{NAME} needs the sizes of the dims {', '.join(unknown)} of `{spec.name}`",
-            fix="say them under `dims` in the recipe, or in this target's `profiles`",
-        )
-    picked = [sizes[dim] if isinstance(dim, str) else (dim, dim, dim) for dim in spec.shape]
-    least, usual, greatest = (tuple(triple[i] for triple in picked) for i in range(3))
-    return least, usual, greatest
 
 
 def _release() -> tuple[int, int] | None:

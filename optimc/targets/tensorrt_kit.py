@@ -38,6 +38,9 @@ Any of these builds it, on a machine with an NVIDIA GPU and TensorRT 10.12 or ne
 
 `probes.npz` holds inputs with the outputs that ONNX Runtime gave for the placed model
 (`<probe>.out.<i>`) and for the source (`<probe>.ref.<i>`); `kit.json` names them.
+`calibration/`, where there is one, holds the ranges that the Q and DQ in the model come from.
+A plan that is stripped of its weights (`STRIP_PLAN` in `tensorrt.json`) has to be refitted from
+`model/model.onnx` before it runs.
 """
 
 
@@ -93,8 +96,7 @@ def _shapes(shapes: Shapes) -> list[str]:
     """The least, usual and greatest shapes of one profile."""
     sides = ("minShapes", "optShapes", "maxShapes")
     return [
-        f"--{side}="
-        + ",".join(f"{_quoted(name)}:{_sizes(s[index])}" for name, s in shapes.items())
+        f"--{side}=" + ",".join(f"{_quoted(name)}:{_sizes(s[index])}" for name, s in shapes.items())
         for index, side in enumerate(sides)
     ]
 

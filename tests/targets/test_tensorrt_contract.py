@@ -1,4 +1,5 @@
-"""The TensorRT code against the real bindings of three versions, without libraries or a GPU."""
+"""The TensorRT code and a kit of ResNet-56 against the real bindings of three versions, without
+libraries or a GPU."""
 
 from __future__ import annotations
 
@@ -12,9 +13,14 @@ from typing import Any
 
 import pytest
 
+from optimc.core.errors import ExitCode
+from optimc.core.model import OnnxModel, load_model
+from optimc.targets.tensorrt import TensorRT
 from optimc.targets.tensorrt_build import PlanOptions
 from optimc.targets.tensorrt_kit import write_scripts
+from optimc.testing.commands import run_optimc
 from optimc.testing.tensorrt_bindings import WHEELS, Wheel, compile_stubs, fetch
+from optimc.testing.tensorrt_command import read_trtexec
 
 pytestmark = pytest.mark.slow
 
@@ -196,3 +202,82 @@ def test_faults_planted_in_our_own_code_are_caught(
     assert done.returncode == 1, done.stdout
     assert "has no" in done.stderr or "is not" in done.stderr or "needs" in done.stderr
     assert "does not hold" not in done.stderr
+
+
+RESNET = """
+model: {{onnx: {shared}/models/resnet56.onnx}}
+dims: {{batch: {{min: 1, typical: 1, max: 64}}}}
+data:
+  calibration:
+    npz: {shared}/data/cifar10_calib.npz
+    inputs: {{input: images}}
+    take: 100
+    transform: &images
+      - nchw
+      - {{divide: 255}}
+      - {{normalize: {{mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}}}}
+  evaluation:
+    npz: {shared}/data/cifar10_eval.npz
+    inputs: {{input: images}}
+    labels: labels
+    take: 200
+    transform: *images
+metrics: {{top1: {{}}}}
+variants: {{int8: {{passes: [simplify, fuse, quantize_int8]}}}}
+targets:
+  ort: {{runtime: onnxruntime, threads: 1}}
+  trt: {{runtime: tensorrt, optional: true}}
+benchmark: {{at_most: 2 s}}
+gate: {{ship: best, drop: {{top1: 0.2}}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def resnet(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a build of ResNet-56 that leaves a kit."""
+    folder = tmp_path_factory.mktemp("resnet56")
+    (folder / "recipe.yaml").write_text(RESNET.format(shared=shared.resolve()))
+    done = run_optimc("build", "recipe.yaml", "-o", "out", "--verify", "fast", cwd=folder)
+    assert done.code == ExitCode.OK, done.err
+    return folder / "out"
+
+
+def test_the_gate_judges_what_was_built_beside_a_deferred_kit(resnet: Path) -> None:
+    report = json.loads((resnet / "report.json").read_text())
+    assert {c["target"]: c["status"] for c in report["results"]} == {
+        "ort": "built",
+        "trt": "deferred",
+    }
+    assert report["gate"]["verdict"] == "passed"
+    assert report["best"] == {"variant": "int8", "target": "ort"}
+
+
+def test_the_kit_of_resnet56_is_whole(resnet: Path) -> None:
+    kit = resnet / "artifacts/int8/trt"
+    placed = load_model(kit / "model")
+    assert isinstance(placed, OnnxModel)
+    assert TensorRT().lint(placed) == ()
+    assert sum(node.op_type == "QuantizeLinear" for node in placed.ir.graph) > 50
+    options = dict(read_trtexec((kit / "trtexec.sh").read_text()))
+    assert options["--maxShapes"] == "input:64x3x32x32"
+    table = json.loads((kit / "calibration/table.json").read_text())
+    assert table == json.loads((resnet / "calibration/table.json").read_text())
+
+
+def test_the_own_script_of_resnet56s_kit_ends_at_the_call_that_needs_a_gpu(
+    resnet: Path, bindings: Run, tmp_path: Path
+) -> None:
+    kit = shutil.copytree(resnet / "artifacts/int8/trt", tmp_path / "kit")
+    done = bindings(str(kit / "build_engine.py"))
+    assert done.returncode == 3
+    assert "tensorrt.Builder refused" in done.stderr
+    assert "needs an NVIDIA GPU" in done.stderr
+    assert not (kit / "model.plan").exists()
+
+
+def test_finishing_it_without_a_gpu_says_what_is_missing(resnet: Path, tmp_path: Path) -> None:
+    done = run_optimc("finish", resnet / "artifacts/int8/trt", cwd=tmp_path)
+    assert done.code == ExitCode.CELL
+    assert "TensorRT is not installed (extra `tensorrt`)" in " ".join(done.err.split())
+    assert "pip install 'optimc[tensorrt]'" in " ".join(done.err.split())
+    assert not done.traceback
