@@ -2,12 +2,12 @@
 
     python bench/tensorrt_placement.py [--models resnet20 resnet56] [--take N] [NAME...]
 
-Names and models given leave out the others. First, each architecture (built from a config with seeded weights by a factory, see
-bench/architectures.py) and each shared model is quantized for TensorRT, and linted: clean
-placements have no finding. Then Q and DQ for TensorRT on the shared models: the values by ONNX
-Runtime with optimizations off, against the same ranges placed for ONNX Runtime, on all evaluation
-images. Exits with 1 where the lint complains or top-1 differs by more than 0.002. Needs the shared
-models (``../shared``, or `OPTIMC_SHARED`) and the extra `torch`.
+Names and models given leave out the others. First, each architecture (built from a config with
+seeded weights by a factory, see bench/architectures.py) and each shared model is quantized for
+TensorRT, and linted: clean placements have no finding. Then Q and DQ for TensorRT on the shared
+models: the values by ONNX Runtime with optimizations off, against the same ranges placed for ONNX
+Runtime, on all evaluation images. Exits with 1 where the lint complains or top-1 differs by more
+than 0.002. Needs the shared models (``../shared``, or `OPTIMC_SHARED`) and the extra `torch`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +90,7 @@ def architecture(name: str) -> tuple[int, str]:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def outputs(path: Path, batches: list[dict[str, NDArray[Any]]]) -> NDArray[np.float32]:
+def outputs(path: Path, batches: list[Mapping[str, NDArray[Any]]]) -> NDArray[np.float32]:
     """The first output by ONNX Runtime with all optimizations off, all batches in a row."""
     import onnxruntime
 
@@ -97,7 +98,7 @@ def outputs(path: Path, batches: list[dict[str, NDArray[Any]]]) -> NDArray[np.fl
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    found: NDArray[np.float32] = np.concatenate([session.run(None, b)[0] for b in batches])
+    found: NDArray[np.float32] = np.concatenate([session.run(None, dict(b))[0] for b in batches])
     return found
 
 

@@ -1,7 +1,8 @@
 """Kits: what a build leaves for a target that cannot be built here.
 
 A kit is a folder with the placed model, the source, the calibration table, probe inputs with the
-outputs that either gave here, and the target's own scripts, which build the engine and compare it without optimc.
+outputs that either gave here, and the target's own scripts, which build the engine and compare it
+without optimc.
 """
 
 from __future__ import annotations

@@ -99,9 +99,10 @@ SHAPE_INPUTS: dict[str, tuple[int, ...]] = {
 }
 """Inputs whose values decide the output's shape."""
 
-SHAPE_ARITHMETIC = frozenset(
-    "Add Cast Concat Div Gather Identity Max Min Mul Neg Reshape Slice Squeeze Sub Unsqueeze".split()
-)
+_SHAPE_ARITHMETIC = """
+    Add Cast Concat Div Gather Identity Max Min Mul Neg Reshape Slice Squeeze Sub Unsqueeze
+"""
+SHAPE_ARITHMETIC = frozenset(_SHAPE_ARITHMETIC.split())
 """Operators through which values pass on their way to a shape."""
 
 DATA_DEPENDENT = frozenset({"NonMaxSuppression", "NonZero"})

@@ -1,4 +1,4 @@
-"""Whether the weights hold 2:4 where `sparse_weights` is set: along the axis that is summed over."""
+"""Whether weights hold 2:4 where `sparse_weights` is set: along the axis that is summed over."""
 
 from __future__ import annotations
 
