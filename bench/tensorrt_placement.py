@@ -2,12 +2,12 @@
 
     python bench/tensorrt_placement.py [--models resnet20 resnet56] [--take N] [NAME...]
 
-First, each architecture (built from a config with seeded weights by a factory, see
-bench/architectures.py) and each shared model is quantized for TensorRT, and linted: clean
-placements have no finding. Then Q and DQ for TensorRT on the shared models: the values by ONNX
-Runtime with optimizations off, against the same ranges placed for ONNX Runtime, on all evaluation
-images. Exits with 1 where the lint complains or top-1 differs by more than 0.002. Needs the shared
-models (``../shared``, or `OPTIMC_SHARED`) and the extra `torch`.
+Names and models given leave out the others. First, each architecture (built from a config with
+seeded weights by a factory, see bench/architectures.py) and each shared model is quantized for
+TensorRT, and linted: clean placements have no finding. Then Q and DQ for TensorRT on the shared
+models: the values by ONNX Runtime with optimizations off, against the same ranges placed for ONNX
+Runtime, on all evaluation images. Exits with 1 where the lint complains or top-1 differs by more
+than 0.002. Needs the shared models (``../shared``, or `OPTIMC_SHARED`) and the extra `torch`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,38 +90,36 @@ def architecture(name: str) -> tuple[int, str]:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def top1(path: Path, images: Any) -> float:
-    """By ONNX Runtime with all optimizations off."""
+def outputs(path: Path, batches: list[Mapping[str, NDArray[Any]]]) -> NDArray[np.float32]:
+    """The first output by ONNX Runtime with all optimizations off, all batches in a row."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    right = total = 0
-    for batch in images.batches(250):
-        logits: NDArray[np.float32] = session.run(["logits"], {"input": batch.feeds["input"]})[0]
-        right += int((logits.argmax(1) == batch.labels).sum())
-        total += len(logits)
-    return right / total
+    found: NDArray[np.float32] = np.concatenate([session.run(None, dict(b))[0] for b in batches])
+    return found
 
 
 def shared_model(name: str, shared: Path, take: int | None) -> bool:
     """Prints the row of one shared model; whether the two placements agree."""
     import onnx_ir
-    from quantization_int8 import CALIBRATION, Ours, opened
+    from quantization_models import subject
+    from quantization_tools import Ours
 
+    from optimc.passes.quantize_int8 import QuantizeInt8
     from optimc.testing import as_model
 
-    evaluation = opened(shared, "cifar10_eval.npz", take)
     with tempfile.TemporaryDirectory(prefix="optimc-bench-") as folder:
-        source = shared / "models" / f"{name}.onnx"
-        ours = Ours(source, opened(shared, "cifar10_calib.npz", CALIBRATION), Path(folder))
-        values = {"float": top1(source, evaluation)}
+        of = subject(name, shared, Path(folder), take)
+        assert of.judge is not None
+        ours = Ours(of, Path(folder))
+        values = {"float": of.judge(outputs(of.path, of.evaluation))}
         for runtime in ("onnxruntime", "tensorrt"):
             path = Path(folder) / f"{runtime}.onnx"
-            ours.quantize(runtime, path)
-            values[runtime] = top1(path, evaluation)
+            ours.quantize(runtime, [QuantizeInt8()], path)
+            values[runtime] = of.judge(outputs(path, of.evaluation))
         said = findings(as_model(onnx_ir.load(path)))
     gap = values["tensorrt"] - values["onnxruntime"]
     cells = [f"{value:.4f}" for value in values.values()]
@@ -132,19 +131,20 @@ def main() -> int:
     """Prints both tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="architectures")
-    parser.add_argument("--models", nargs="*", default=list(MODELS))
+    parser.add_argument("--models", nargs="*", default=None, help="shared models")
     parser.add_argument("--take", type=int, default=None, help="evaluation images")
     arguments = parser.parse_args()
     shared = Path(os.environ.get("OPTIMC_SHARED", Path(__file__).resolve().parents[2] / "shared"))
     good = True
     print("| placed for TensorRT | Q and DQ | findings |\n| --- | --- | --- |")
-    for name in arguments.names or ARCHITECTURES:
+    everything = not arguments.names and arguments.models is None
+    for name in ARCHITECTURES if everything else arguments.names:
         count, said = architecture(name)
         good &= said == "none"
         print(f"| {name} | {count} | {said} |", flush=True)
     print("\n| top-1 | float | placed for ONNX Runtime | for TensorRT | gap | findings |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for name in arguments.models:
+    for name in MODELS if everything else arguments.models or ():
         good &= shared_model(name, shared, arguments.take)
     return 0 if good else 1
 

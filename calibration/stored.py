@@ -29,10 +29,14 @@ class StoredCalibration:
         self._table, self.about = read_table_file(path)
 
     @property
+    def files(self) -> tuple[Path, Path]:
+        """The table and its histograms."""
+        return self.path, self.path.with_name(HISTOGRAMS)
+
+    @property
     def digest(self) -> str:
         """Names the contents of both files."""
-        files = (self.path, self.path.with_name(HISTOGRAMS))
-        return digest_of("calibration table", [file_sha256(file) for file in files])
+        return digest_of("calibration table", [file_sha256(file) for file in self.files])
 
     def statistics(self, model: Model, values: Sequence[str]) -> Mapping[str, TensorStatistics]:
         """What the table says of `values`, by the source names that the provenance knows.

@@ -50,6 +50,7 @@ def _check_model_and_data(recipe: Recipe) -> None:
     from optimc.pipeline.evaluation import check_metrics
     from optimc.pipeline.preprocess import check_embedding
     from optimc.pipeline.signatures import checked_signature
+    from optimc.pipeline.target_checks import check_targets
     from optimc.pipeline.tuning import check_tuning
 
     recipe, signature = checked_signature(recipe)
@@ -57,6 +58,7 @@ def _check_model_and_data(recipe: Recipe) -> None:
     check_embedding(recipe, signature, data)
     check_metrics(recipe, data.evaluation, signature)
     check_tuning(recipe, data)
+    check_targets(recipe, signature, data.sizes)
     if recipe.data is not None:
         splits = {name: data.splits[name] for name in recipe.data.splits}
         check_disjoint(splits, recipe.data.allow_overlap)

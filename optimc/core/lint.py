@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Severity = Literal["error", "warning"]
+Severity = Literal["error", "warning", "note"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,9 +16,11 @@ class Finding:
     operator: str
     rule: str
     severity: Severity
-    """An `error` is refused or computes something else; a `warning` costs speed or may surprise."""
+    """An `error` is refused or computes something else; a `warning` costs speed or may surprise; a
+    `note` only tells."""
     reason: str
     fix: str
 
     def __str__(self) -> str:
-        return f"{self.node} ({self.operator}): {self.reason}\n  fix: {self.fix}"
+        fix = f"\n  fix: {self.fix}" if self.fix else ""
+        return f"{self.node} ({self.operator}): {self.reason}{fix}"

@@ -393,6 +393,11 @@ class Target(BaseModel, ABC):
         """Whether `legalize` is asked, and whether its result has to win by measuring."""
         return "never"
 
+    def check(self, signature: Signature, dims: Mapping[str, DimSizes]) -> None:
+        """Raises InputError where an option does not fit the model's interface; `where` is the
+        option's name. Cheap."""
+        return None
+
     def lint(self, model: Model) -> tuple[Finding, ...]:
         """What this runtime is known to refuse or get wrong in an ONNX model, found without it.
 

@@ -40,8 +40,12 @@ from optimc.pipeline.plan import Step, make_plan
 from optimc.pipeline.preprocess import starting_point
 from optimc.pipeline.probes import Effort, Probe, ProbeSource, probes_digest
 from optimc.pipeline.reach import Reach, reach_code, reach_of
+<<<<<<< HEAD
 from optimc.pipeline.recipe.model_sources import ModuleSource
 from optimc.pipeline.torch_level import TorchLevel, export_outcome
+=======
+from optimc.pipeline.target_checks import check_targets
+>>>>>>> h-trt8
 from optimc.pipeline.tuning import TuningMetric, check_tuning, pass_inputs
 from optimc.pipeline.verification import PASSED, PassVerifier, Segment, Verdict
 
@@ -144,6 +148,7 @@ class Build:
         if self.options.measure:
             check_metrics(self.recipe, self.data.evaluation, self.source.model.signature)
         check_tuning(self.recipe, self.data)
+        check_targets(self.recipe, self.source.model.signature, self.data.sizes)
         self._check_lock()
         self.start = starting_point(self.recipe, self.source, self.data, cache, self.limits)
         self._note_what_is_special()

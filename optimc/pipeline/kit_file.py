@@ -25,6 +25,7 @@ from optimc.pipeline.recipe.schema import (
 KIT = "kit.json"
 PROBES = "probes.npz"
 EVALUATION = "evaluation.npz"
+TABLE = "calibration"
 REPORT = "build.json"
 """The report of the build that left the kit, of this cell alone."""
 _FIX = "name a folder that `optimc build` left for a deferred cell, such as out/artifacts/int8/trt"

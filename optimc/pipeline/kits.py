@@ -1,7 +1,8 @@
 """Kits: what a build leaves for a target that cannot be built here.
 
-A kit is a folder with the placed model, the source, probe inputs with the outputs that either gave
-here, and the target's own scripts, which build the engine and compare it without optimc.
+A kit is a folder with the placed model, the source, the calibration table, probe inputs with the
+outputs that either gave here, and the target's own scripts, which build the engine and compare it
+without optimc.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from optimc.pipeline.kit_file import (
     KIT,
     PROBES,
     REPORT,
+    TABLE,
     KitFile,
     KitProbe,
     Stored,
@@ -61,6 +63,7 @@ def prepare_kit(build: Build, result: CellResult, model: OnnxModel, oracle: Orac
         reference = oracle.outputs(origin.digest, build.path_of(origin))
         feeds = [probe.feeds for probe in oracle.probes]
         write_probes(folder / PROBES, model, feeds, expected, reference)
+        _write_table(build, result, folder / TABLE)
         result.kit_evaluation = write_evaluation(build, result, folder / EVALUATION)
         told = kit_text(_kit_file(build, result, target, model, oracle))
         (folder / KIT).write_text(told, encoding="utf-8")
@@ -72,6 +75,26 @@ def prepare_kit(build: Build, result: CellResult, model: OnnxModel, oracle: Orac
     result.kit = folder
     place = f"artifacts/{cell.variant}/{cell.target_name}"
     result.reason = f"{result.reason}; its kit is in {place}, finish it with `optimc finish`"
+
+
+def _write_table(build: Build, result: CellResult, folder: Path) -> None:
+    """Leaves the calibration table that the cell's passes placed by, where one of them did."""
+    from optimc.calibration.stored import write_calibration
+    from optimc.core.passes import Input
+
+    variant = build.recipe.variants[result.cell.variant]
+    if not any(Input.CALIBRATION in entry.pass_.needs for entry in variant.passes):
+        return
+    stored = build.data.table
+    if stored is not None:
+        folder.mkdir()
+        for file in stored.files:
+            shutil.copyfile(file, folder / file.name)
+        return
+    build.calibration()
+    exported = build.observed.exported() if build.observed is not None else None
+    if exported is not None:
+        write_calibration(folder, *exported)
 
 
 def write_probes(

@@ -34,9 +34,9 @@ class SourceLint:
 
     def lines(self) -> Iterator[str]:
         """For people: the first findings of each rule, by severity."""
-        for severity in ("error", "warning"):
+        for severity in ("error", "warning", "note"):
             found = [f for f in self.findings if f.severity == severity]
-            shown = severity if severity == "warning" or self.fails else "warning"
+            shown = severity if severity != "error" or self.fails else "warning"
             for finding, more in _first_of_each(found):
                 hope = "" if shown == severity else "\n  a pass may take it away before it matters"
                 yield f"{shown}: {self.target}: {_with_more(str(finding), more)}{hope}"
@@ -97,8 +97,8 @@ def judged(target: Target, model: OnnxModel) -> tuple[str | None, list[str]]:
         return None, []
     findings = target.lint(model)
     errors = [f for f in findings if f.severity == "error"]
-    warnings = [f for f in findings if f.severity == "warning"]
-    notes = [_on_one_line(f, more) for f, more in _first_of_each(warnings)]
+    others = [f for f in findings if f.severity != "error"]
+    notes = [_on_one_line(f, more) for f, more in _first_of_each(others)]
     if not errors:
         return None, notes
     shown = [_on_one_line(f, more) for f, more in _first_of_each(errors)]
@@ -106,7 +106,8 @@ def judged(target: Target, model: OnnxModel) -> tuple[str | None, list[str]]:
 
 
 def _on_one_line(finding: Finding, more: int) -> str:
-    text = f"{finding.node} ({finding.operator}): {finding.reason} (fix: {finding.fix})"
+    fix = f" (fix: {finding.fix})" if finding.fix else ""
+    text = f"{finding.node} ({finding.operator}): {finding.reason}{fix}"
     return _with_more(text, more)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from optimc.core.errors import CellError, InputError, did_you_mean
+from optimc.core.lint import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -67,6 +68,25 @@ def check_exchange(signature: Signature, dtypes: Collection[str], runtime: str) 
                     f"{runtime} cannot hand over the {side} `{spec.name}`: it is {spec.dtype}",
                     fix="cast it to float32 or an integer type inside the model",
                 )
+
+
+def lint_exchange(
+    signature: Signature, dtypes: Collection[str], runtime: str
+) -> tuple[Finding, ...]:
+    """What `check_exchange` refuses, as findings."""
+    return tuple(
+        Finding(
+            spec.name,
+            side,
+            "exchange",
+            "error",
+            f"{runtime} cannot hand over {spec.dtype}",
+            "cast it to float32 or an integer type inside the model",
+        )
+        for side, specs in (("input", signature.inputs), ("output", signature.outputs))
+        for spec in specs
+        if spec.dtype not in dtypes
+    )
 
 
 def _check_dtype(spec: TensorSpec, array: NDArray[np.generic]) -> None:

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from optimc.core.errors import CellError, UnavailableError
 from optimc.core.model import Model, OnnxModel
@@ -26,16 +26,18 @@ from optimc.core.targets import (
     Unavailability,
 )
 from optimc.targets.artifacts import feeds_as_text, place_onnx, session_settings
-from optimc.targets.feeds import check_exchange
+from optimc.targets.feeds import check_exchange, lint_exchange
 
 if TYPE_CHECKING:
     from optimc.core.lint import Finding
-    from optimc.core.model import Signature, TensorSpec
+    from optimc.core.model import Signature
     from optimc.core.targets import DimSizes
-    from optimc.targets.tensorrt_build import PlanOptions, Shapes
+    from optimc.targets.tensorrt_build import PlanOptions
 
 NAME = "TensorRT"
 PLAN = "model.plan"
+WEIGHTS = "model.onnx"
+"""Beside a stripped plan: the model that its weights come from."""
 LEAST_VERSION = (10, 12)
 EXCHANGED = frozenset({"float32", "float16", "int8", "uint8", "int32", "int64", "bool"})
 """Types of inputs and outputs that both numpy and TensorRT have."""
@@ -47,10 +49,15 @@ _LIBRARIES_FIX = (
 _LOAD = """\
 import tensorrt
 # feeds = {feeds}
-runtime = tensorrt.Runtime(tensorrt.Logger())
-engine = runtime.deserialize_cuda_engine(open({main!r}, "rb").read())
-context = engine.create_execution_context()
+logger = tensorrt.Logger()
+engine = tensorrt.Runtime(logger).deserialize_cuda_engine(open({main!r}, "rb").read())
+{refit}context = engine.create_execution_context()
 # then set_input_shape and set_tensor_address of each tensor, and execute_async_v3
+"""
+_REFIT = """\
+refitter = tensorrt.Refitter(engine, logger)  # the plan is stripped
+tensorrt.OnnxParserRefitter(refitter, logger).refit_from_file({weights!r})
+refitter.refit_cuda_engine()
 """
 
 
@@ -77,7 +84,11 @@ class TensorRT(DeferringTarget):
     refit: bool = False
     """Whether weights can be exchanged in the plan later."""
     strip_plan: bool = False
-    """Whether the plan leaves out the weights, to be refitted from the ONNX model."""
+    """Whether the plan leaves out the weights. The ONNX file then lies beside it, and they are
+    refitted from there when the engine is opened."""
+    weight_streaming_mb: Annotated[int, Field(ge=0)] | None = None
+    """Memory on the GPU that weights may take, in MB: what does not fit is streamed in with every
+    run. All weights stay on the GPU where it is left out."""
     plugins: list[Path] = Field(default=[])
     """Plugin libraries, loaded when the engine is built and when it is opened."""
     device: Annotated[int, Field(ge=0)] = 0
@@ -86,6 +97,16 @@ class TensorRT(DeferringTarget):
     evaluation_in_kit: bool = False
     """Whether a kit holds the evaluation data, so that `optimc finish` can measure the metrics.
     Only for samples of one shape."""
+
+    @field_validator("profiles")
+    @classmethod
+    def _ordered(
+        cls, profiles: list[dict[str, tuple[int, int, int]]]
+    ) -> list[dict[str, tuple[int, int, int]]]:
+        from optimc.targets.tensorrt_profiles import check_order
+
+        check_order(profiles)
+        return profiles
 
     tools: ClassVar[tuple[str, ...]] = ("tensorrt",)
     extra: ClassVar[str | None] = "tensorrt"
@@ -137,10 +158,18 @@ class TensorRT(DeferringTarget):
 
     def lint(self, model: Model) -> tuple[Finding, ...]:
         from optimc.targets.tensorrt_lint import lint
+        from optimc.targets.tensorrt_sparsity import lint_sparsity
         from optimc.targets.tensorrt_support import parser_of
 
         assert isinstance(model, OnnxModel)
-        return lint(model, parser_of(_release()))
+        exchange = lint_exchange(model.signature, EXCHANGED, NAME)
+        found = (*exchange, *lint(model, parser_of(_release())))
+        return (*found, *lint_sparsity(model)) if self.sparse_weights else found
+
+    def check(self, signature: Signature, dims: Mapping[str, DimSizes]) -> None:
+        from optimc.targets.tensorrt_profiles import check_profiles
+
+        check_profiles(self.profiles, signature, dims)
 
     def build(self, model: Model, folder: Path, context: BuildContext) -> Engine:
         from optimc.targets.tensorrt_build import Console, Log, build_plan
@@ -163,17 +192,29 @@ class TensorRT(DeferringTarget):
         context.timing_cache = plan.timing_cache
         context.notes += log.warnings
         (folder / PLAN).write_bytes(plan.engine)
+        if self.strip_plan:
+            place_onnx(model, folder / WEIGHTS)
         return Engine.describe(
             folder,
             runtime=self.runtime,
             main=PLAN,
             model=model,
-            session={"device": self.device, "plugins": [str(path) for path in self.plugins]},
-            load=_LOAD.format(feeds=feeds_as_text(model.signature.inputs), main=PLAN),
+            session={
+                "device": self.device,
+                "plugins": [str(path) for path in self.plugins],
+                "weights": WEIGHTS if self.strip_plan else None,
+                "weight_streaming_mb": self.weight_streaming_mb,
+            },
+            load=self._load(feeds_as_text(model.signature.inputs)),
             versions={"tensorrt": version("tensorrt")},
             deterministic=False,
             notes=tuple(context.notes),
         )
+
+    def _load(self, feeds: str) -> str:
+        """The manifest's code that opens the plan."""
+        refit = _REFIT.format(weights=WEIGHTS) if self.strip_plan else ""
+        return _LOAD.format(feeds=feeds, main=PLAN, refit=refit)
 
     def defer(self, model: Model, folder: Path, context: BuildContext) -> None:
         from optimc.targets.tensorrt_kit import write_scripts
@@ -184,6 +225,7 @@ class TensorRT(DeferringTarget):
     def plan_options(self, signature: Signature, dims: Mapping[str, DimSizes]) -> PlanOptions:
         """What the builder is told for a model, with the recipe's sizes of its dims."""
         from optimc.targets.tensorrt_build import PlanOptions
+        from optimc.targets.tensorrt_profiles import profile_shapes
 
         flags = {
             "TF32": self.tf32,
@@ -191,51 +233,25 @@ class TensorRT(DeferringTarget):
             "VERSION_COMPATIBLE": self.version_compatible,
             "REFIT": self.refit,
             "STRIP_PLAN": self.strip_plan,
+            "WEIGHT_STREAMING": self.weight_streaming_mb is not None,
         }
         return PlanOptions(
-            profiles=tuple(shapes for shapes in self._profiles(signature.inputs, dims) if shapes),
+            profiles=tuple(
+                shapes for shapes in profile_shapes(self.profiles, signature.inputs, dims) if shapes
+            ),
             optimization_level=self.optimization_level,
             workspace_mb=self.workspace_mb,
             flags=frozenset(name for name, on in flags.items() if on),
             hardware_compatibility=self.hardware_compatibility.upper(),
             plugins=tuple(self.plugins),
+            weight_streaming_mb=self.weight_streaming_mb,
         )
-
-    def _profiles(
-        self, inputs: tuple[TensorSpec, ...], dims: Mapping[str, DimSizes]
-    ) -> list[Shapes]:
-        """The shapes of each dynamic input, by profile."""
-        known = {name: (sizes.min, sizes.typical, sizes.max) for name, sizes in dims.items()}
-        return [
-            {
-                spec.name: _shapes(spec, {**known, **profile})
-                for spec in inputs
-                if spec.shape and any(isinstance(dim, str) for dim in spec.shape)
-            }
-            for profile in self.profiles or [{}]
-        ]
 
     @classmethod
     def open(cls, engine: Engine, **overrides: Any) -> Session:
         from optimc.targets.tensorrt_session import TensorRTSession
 
         return TensorRTSession(engine, session_settings(engine, overrides))
-
-
-def _shapes(
-    spec: TensorSpec, sizes: Mapping[str, tuple[int, int, int]]
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """The least, usual and greatest shape of one input."""
-    assert spec.shape is not None
-    unknown = [dim for dim in spec.shape if isinstance(dim, str) and dim not in sizes]
-    if unknown:
-        raise CellError(
-            f"{NAME} needs the sizes of the dims {', '.join(unknown)} of `{spec.name}`",
-            fix="say them under `dims` in the recipe, or in this target's `profiles`",
-        )
-    picked = [sizes[dim] if isinstance(dim, str) else (dim, dim, dim) for dim in spec.shape]
-    least, usual, greatest = (tuple(triple[i] for triple in picked) for i in range(3))
-    return least, usual, greatest
 
 
 def _release() -> tuple[int, int] | None:

@@ -41,6 +41,8 @@ class PlanOptions:
     """The name of a `HardwareCompatibilityLevel`."""
     plugins: Sequence[Path] = ()
     """Plugin libraries that are loaded before the model is parsed."""
+    weight_streaming_mb: int | None = None
+    """Memory on the GPU for weights that a run may stream in; None keeps all of them there."""
     timing_cache: bytes = b""
     """A cache of an earlier build; empty starts a new one."""
 

@@ -20,6 +20,7 @@ _FLAGS = {
     "SPARSE_WEIGHTS": "--sparsity=enable",
     "STRIP_PLAN": "--stripWeights",
     "VERSION_COMPATIBLE": "--versionCompatible",
+    "WEIGHT_STREAMING": "--allowWeightStreaming",
 }
 _COMPATIBILITY = {
     "AMPERE_PLUS": "ampere+",
@@ -37,6 +38,9 @@ Any of these builds it, on a machine with an NVIDIA GPU and TensorRT 10.12 or ne
 
 `probes.npz` holds inputs with the outputs that ONNX Runtime gave for the placed model
 (`<probe>.out.<i>`) and for the source (`<probe>.ref.<i>`); `kit.json` names them.
+`calibration/`, where there is one, holds the ranges that the Q and DQ in the model come from.
+A plan that is stripped of its weights (`STRIP_PLAN` in `tensorrt.json`) has to be refitted from
+`model/model.onnx` before it runs.
 """
 
 
@@ -52,6 +56,7 @@ def write_scripts(folder: Path, options: PlanOptions) -> None:
         "flags": sorted(options.flags),
         "hardware_compatibility": options.hardware_compatibility,
         "plugins": [str(path) for path in options.plugins],
+        "weight_streaming_mb": options.weight_streaming_mb,
     }
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
     (folder / OPTIONS).write_text(text, encoding="utf-8")
@@ -75,7 +80,8 @@ def trtexec(options: PlanOptions) -> str:
         words.append("--noTF32")
     words += [text for name, text in _FLAGS.items() if name in options.flags]
     if options.workspace_mb is not None:
-        words.append(f"--memPoolSize=workspace:{options.workspace_mb}M")
+        # In bytes: trtexec's M is 2 to the power of 20.
+        words.append(f"--memPoolSize=workspace:{options.workspace_mb * 10**6}B")
     if options.hardware_compatibility in _COMPATIBILITY:
         level = _COMPATIBILITY[options.hardware_compatibility]
         words.append(f"--hardwareCompatibilityLevel={level}")
@@ -90,7 +96,15 @@ def _shapes(shapes: Shapes) -> list[str]:
     """The least, usual and greatest shapes of one profile."""
     sides = ("minShapes", "optShapes", "maxShapes")
     return [
-        f"--{side}="
-        + ",".join(f"{name}:{'x'.join(map(str, s[index]))}" for name, s in shapes.items())
+        f"--{side}=" + ",".join(f"{_quoted(name)}:{_sizes(s[index])}" for name, s in shapes.items())
         for index, side in enumerate(sides)
     ]
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _quoted(name: str) -> str:
+    """An input's name, in the quotes that trtexec asks for where it would split the name."""
+    return f"'{name}'" if set(name) & set(":,") else name

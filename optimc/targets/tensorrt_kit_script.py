@@ -61,6 +61,29 @@ def build(trt: Any, logger: Any, options: dict[str, Any]) -> Any:
     return plan
 
 
+def load(trt: Any, logger: Any, plan: Any, options: dict[str, Any]) -> Any:
+    """The engine, with its weights where the plan was stripped of them."""
+    runtime = trt.Runtime(logger)
+    # A version-compatible plan carries a lean runtime, which is code: it was built just now.
+    runtime.engine_host_code_allowed = True
+    for library in options["plugins"]:
+        runtime.get_plugin_registry().load_library(str(HERE / library))
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        stop("TensorRT does not load the engine it has built", "see the log above")
+    if "STRIP_PLAN" in options["flags"]:
+        refitter = trt.Refitter(engine, logger)
+        weights = trt.OnnxParserRefitter(refitter, logger)
+        if not weights.refit_from_file(str(HERE / "model" / "model.onnx")):
+            stop("TensorRT did not take the weights for the stripped plan", "see the log above")
+        if not refitter.refit_cuda_engine():
+            stop("TensorRT did not refit the stripped plan", "see the log above")
+    if options["weight_streaming_mb"] is not None:
+        size = options["weight_streaming_mb"] * 10**6
+        engine.weight_streaming_budget_v2 = min(size, engine.streamable_weights_size)
+    return engine
+
+
 class Gpu:
     """The few functions of the CUDA runtime that a comparison needs."""
 
@@ -120,7 +143,11 @@ def run(trt: Any, engine: Any, gpu: Gpu, feeds: dict[str, Any], outputs: dict[st
             stream,
         )
         context.set_tensor_address(name, address)
-    places = {name: gpu.room(array.nbytes) for name, array in outputs.items()}
+    # Where the data decide an output's size, the engine needs room for the most there can be.
+    places = {
+        name: gpu.room(max(array.nbytes, context.get_max_output_size(name)))
+        for name, array in outputs.items()
+    }
     for name, address in places.items():
         context.set_tensor_address(name, address)
     if not context.execute_async_v3(int(stream)):
@@ -140,10 +167,19 @@ def run(trt: Any, engine: Any, gpu: Gpu, feeds: dict[str, Any], outputs: dict[st
 
 
 def sqnr_db(expected: Any, found: Any) -> float:
-    """10 log10 of the signal's power over the difference's."""
+    """10 log10 of the signal's power over the difference's, where both are finite.
+
+    Minus infinity where what is not finite differs.
+    """
     import numpy as np
 
-    signal, noise = expected.astype(np.float64), found.astype(np.float64)
+    wide = expected.astype(np.float64), found.astype(np.float64)
+    finite = np.isfinite(wide[0])
+    if not np.array_equal(wide[0][~finite], wide[1][~finite], equal_nan=True):
+        return -float("inf")
+    signal, noise = (values[finite] for values in wide)
+    if not np.all(np.isfinite(noise)):
+        return -float("inf")
     power, error = float(np.sum(signal**2)), float(np.sum((signal - noise) ** 2))
     return float("inf") if error == 0 else 10 * float(np.log10(max(power, 1e-300) / error))
 
@@ -160,7 +196,7 @@ def main() -> int:
     logger = trt.Logger(trt.Logger.WARNING)
     plan = build(trt, logger, options)
     (HERE / "model.plan").write_bytes(plan)
-    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+    engine = load(trt, logger, plan, options)
     inputs = [name for name, _, _ in kit["signature"]["inputs"]]
     names = [name for name, _, _ in kit["signature"]["outputs"]]
     worst, gpu = float("inf"), Gpu()

@@ -83,6 +83,34 @@ def _of_model(setting: Setting) -> Iterator[Finding]:
             reason = "its rank is not known, and an optimization profile needs it"
             fix = "say the input's shape under `inputs` in the recipe"
             yield Finding(value.name or "", "input", "rank", "error", reason, fix)
+        user = _shape_from(value)
+        if user is not None:
+            reason = (
+                f"its values decide a shape (at {user.name or user.op_type}), "
+                "and an optimization profile would need their range"
+            )
+            fix = "make it a constant of the model: an engine for each value"
+            yield Finding(value.name or "", "input", "shape_input", "error", reason, fix)
+
+
+def _shape_from(value: ir.Value) -> ir.Node | None:
+    """The first node that takes a shape from the integers of `value`; None where none does."""
+    if dtype_of(value) not in ("int32", "int64"):
+        return None
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting:
+        current = waiting.pop()
+        for node, index in ((use.node, use.idx) for use in current.uses()):
+            if node.domain not in ("", "ai.onnx"):
+                continue
+            if index in support.SHAPE_INPUTS.get(node.op_type, ()):
+                return node
+            carried = index == 0 or node.op_type in ("Add", "Concat", "Max", "Min", "Mul")
+            if node.op_type in support.SHAPE_ARITHMETIC and carried and id(node) not in seen:
+                seen.add(id(node))
+                waiting += [v for v in node.outputs if (rank_of(v) or 0) <= 1]
+    return None
 
 
 def attribute(node: ir.Node, name: str, default: Any) -> Any:
@@ -93,11 +121,15 @@ def attribute(node: ir.Node, name: str, default: Any) -> Any:
 
 def dtype_of(value: ir.Value | None) -> str | None:
     """The type's name as numpy writes it, None where it is not known."""
-    if value is None or value.dtype is None:
-        return None
-    return {"float": "float32", "double": "float64"}.get(
-        value.dtype.name.lower(), value.dtype.name.lower()
-    )
+    return None if value is None or value.dtype is None else ir_name(value.dtype)
+
+
+def ir_name(dtype: int) -> str:
+    """numpy's name of an ONNX element type."""
+    import onnx_ir as ir
+
+    name = ir.DataType(dtype).name.lower()
+    return {"float": "float32", "double": "float64"}.get(name, name)
 
 
 def rank_of(value: ir.Value | None) -> int | None:
@@ -135,6 +167,10 @@ def _types(node: ir.Node, setting: Setting) -> str | None:
     for name, dtype in known:
         if dtype is not None and dtype not in support.TYPES and dtype != "float64":
             return f"`{name}` is {dtype}, which TensorRT does not have"
+    if node.op_type == "Cast" and node.domain in ("", "ai.onnx"):
+        dtype = ir_name(attribute(node, "to", 1))
+        if dtype not in support.TYPES and dtype != "float64":
+            return f"it casts to {dtype}, which TensorRT does not have"
     return None
 
 

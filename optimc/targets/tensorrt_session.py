@@ -61,12 +61,28 @@ class TensorRTSession(Session):
                 "`version_compatible` and `hardware_compatibility` for this target",
             )
         self._native: Any = native
+        if settings.get("weights"):
+            from optimc.targets.tensorrt_refit import refit
+
+            refit(trt, native, self._logger, engine.folder / settings["weights"], self._errors)
+        self._limit_weights(settings.get("weight_streaming_mb"))
         context = native.create_execution_context()
         if context is None:
             raise CellError(f"TensorRT made no context{last_words(self._errors)}")
         self.context: Any = context
         self.stream = Stream()
         self._bounds: weakref.WeakSet[TensorRTBound] = weakref.WeakSet()
+
+    def _limit_weights(self, megabytes: int | None) -> None:
+        """How much of the GPU's memory weights take, before there is a context."""
+        if megabytes is None:
+            return
+        known = len(self._errors)
+        most = self.native.streamable_weights_size
+        self.native.weight_streaming_budget_v2 = min(megabytes * 10**6, most)
+        if len(self._errors) > known:
+            said = last_words(self._errors[known:])
+            raise CellError(f"TensorRT does not stream weights in {megabytes} MB{said}")
 
     @property
     def native(self) -> Any:

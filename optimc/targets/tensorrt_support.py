@@ -86,6 +86,25 @@ TYPES = frozenset(
 )
 """Element types that the parser imports."""
 
+SHAPE_INPUTS: dict[str, tuple[int, ...]] = {
+    "ConstantOfShape": (0,),
+    "Expand": (1,),
+    "Pad": (1,),
+    "Range": (0, 1, 2),
+    "Reshape": (1,),
+    "Resize": (2, 3),
+    "Slice": (1, 2),
+    "Tile": (1,),
+    "TopK": (1,),
+}
+"""Inputs whose values decide the output's shape."""
+
+_SHAPE_ARITHMETIC = """
+    Add Cast Concat Div Gather Identity Max Min Mul Neg Reshape Slice Squeeze Sub Unsqueeze
+"""
+SHAPE_ARITHMETIC = frozenset(_SHAPE_ARITHMETIC.split())
+"""Operators through which values pass on their way to a shape."""
+
 DATA_DEPENDENT = frozenset({"NonMaxSuppression", "NonZero"})
 """Operators whose output's size the data decide."""
 

@@ -1,13 +1,17 @@
 """Runs optimc's TensorRT code against one version of the real bindings, in a process of its own.
 
-    python -m optimc.testing.tensorrt_contract BINDINGS STUBS MAJOR SCENARIO
+    python -m optimc.testing.tensorrt_contract BINDINGS STUBS MAJOR SCENARIO [MODULE OLD NEW]
 
-Prints what was used, as JSON; ends with a message where a use is not in that version.
+Prints what was used, as JSON; ends with a message where a use is not in that version. With MODULE,
+that module of `optimc.targets` is first loaded with OLD replaced by NEW in its source: a fault in
+our own code, which has to be found.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib
+import importlib.util
 import json
 import sys
 import tempfile
@@ -100,7 +104,10 @@ def build(api: Api, cuda: HostCuda) -> dict[str, Any]:
         steps.append(f"{phase} {step}/{total}")
         return True
 
+    kept: dict[str, Any] = {}
+
     def serialize(network: Any, config: Any) -> HostMemory:
+        kept["logger"].log(api.real.ILogger.Severity.WARNING, "slow tactic")
         monitor = api.values["IBuilderConfig.progress_monitor"]
         monitor.phase_start("tactics", None, 2)
         monitor.step_complete("tactics", 0)
@@ -108,6 +115,7 @@ def build(api: Api, cuda: HostCuda) -> dict[str, Any]:
         return HostMemory(b"plan")
 
     api.answers = {
+        "Builder.__init__": lambda logger: kept.update(logger=logger),
         "Builder.build_serialized_network": serialize,
         "IPluginRegistry.load_library": "handle",
     }
@@ -118,8 +126,28 @@ def build(api: Api, cuda: HostCuda) -> dict[str, Any]:
         plan = build_plan(model, every_option(Path(folder)), console)
     from optimc.targets.tensorrt_cuda import describe_device
 
-    device = describe_device(0)
-    return {"engine": plan.engine.decode(), "steps": steps, "log": lines, "device": device}
+    told = {"engine": plan.engine.decode(), "steps": steps, "log": lines, "told": _told(api)}
+    return {**told, "device": describe_device(0)}
+
+
+def _told(api: Api) -> dict[str, Any]:
+    """What the builder was told: flags by name, profiles, sizes."""
+    strong = 1 << int(api.real.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    return {
+        "strongly_typed": api.arguments("Builder.create_network") == [(strong,)],
+        "set": sorted(flag.name for (flag,) in api.arguments("IBuilderConfig.set_flag")),
+        "cleared": [flag.name for (flag,) in api.arguments("IBuilderConfig.clear_flag")],
+        "pools": [
+            [pool.name, size]
+            for pool, size in api.arguments("IBuilderConfig.set_memory_pool_limit")
+        ],
+        "profiles": api.arguments("IOptimizationProfile.set_shape"),
+        "added": len(api.arguments("IBuilderConfig.add_optimization_profile")),
+        "level": api.values["IBuilderConfig.builder_optimization_level"],
+        "verbosity": api.values["IBuilderConfig.profiling_verbosity"].name,
+        "hardware": api.values["IBuilderConfig.hardware_compatibility_level"].name,
+        "plugins": [Path(p).name for (p,) in api.arguments("IPluginRegistry.load_library")],
+    }
 
 
 def every_option(folder: Path) -> Any:
@@ -138,6 +166,7 @@ def every_option(folder: Path) -> Any:
         refit=True,
         strip_plan=True,
         plugins=[folder / "plugins.so"],
+        weight_streaming_mb=64,
     )
     return target.plan_options(signature(), {"batch": DimSizes(1, 2, 8)})
 
@@ -177,13 +206,15 @@ def session(api: Api, cuda: HostCuda) -> dict[str, Any]:
     from optimc.targets.tensorrt_session import TensorRTSession
 
     paper = EngineOnPaper(api.real)
-    api.answers = paper.answers
+    more = {"IPluginRegistry.load_library": "handle", "ICudaEngine.streamable_weights_size": 10**7}
+    api.answers = {**paper.answers, **more}
+    settings = {"plugins": ["own.so"], "weights": "model.onnx", "weight_streaming_mb": 2}
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "model.plan").write_bytes(b"plan")
         manifest = {"main": "model.plan", "signature": signature().to_json()}
         engine = Engine(Path(folder), manifest)
-        with TensorRTSession(engine, {"device": 0, "plugins": []}) as opened:
+        with TensorRTSession(engine, {"device": 0, **settings}) as opened:
             for rows in (2, 5):
                 x = np.arange(4 * rows, dtype=np.float32).reshape(rows, 4) - 3
                 bound = opened.bind({"x": x})
@@ -196,7 +227,37 @@ def session(api: Api, cuda: HostCuda) -> dict[str, Any]:
                 bound.close()
             results["layers"] = [layer.name for layer in opened.layers()]
     results["leaked"] = cuda.leaked
+    (weights,) = api.arguments("OnnxParserRefitter.refit_from_file")
+    results["weights"] = Path(weights[0]).name
+    results["budget"] = api.values["ICudaEngine.weight_streaming_budget_v2"]
+    results["host_code"] = api.values["Runtime.engine_host_code_allowed"]
     return results
+
+
+def lacking_weights(api: Api, cuda: HostCuda) -> dict[str, Any]:
+    """A stripped plan and an ONNX file that do not belong together."""
+    import tensorrt
+
+    from optimc.core.errors import CellError
+    from optimc.targets.tensorrt_refit import refit
+
+    said = []
+    for answers in (
+        {
+            "OnnxParserRefitter.refit_from_file": False,
+            "OnnxParserRefitter.num_errors": 1,
+            "ParserError.node_name": "/conv1",
+        },
+        {"Refitter.refit_cuda_engine": False, "Refitter.get_missing_weights": ["conv1.weight"]},
+    ):
+        api.answers = answers
+        logger = tensorrt.Logger()
+        engine = tensorrt.Runtime(logger).deserialize_cuda_engine(b"plan")
+        try:
+            refit(tensorrt, engine, logger, Path("model.onnx"), [])
+        except CellError as error:
+            said.append(str(error))
+    return {"said": said}
 
 
 def script(api: Api, cuda: HostCuda) -> dict[str, Any]:
@@ -215,9 +276,22 @@ def script(api: Api, cuda: HostCuda) -> dict[str, Any]:
         "flags": sorted(chosen.flags),
         "hardware_compatibility": chosen.hardware_compatibility,
         "plugins": [str(path) for path in chosen.plugins],
+        "weight_streaming_mb": chosen.weight_streaming_mb,
     }
-    plan = tensorrt_kit_script.build(tensorrt, tensorrt.Logger(), options)
-    return {"engine": bytes(plan).decode(), "run": _script_run(api, cuda)}
+    logger = tensorrt.Logger()
+    plan = tensorrt_kit_script.build(tensorrt, logger, options)
+    told = _told(api)
+    more = {"ICudaEngine.streamable_weights_size": 10**9, **api.answers}
+    api.answers = more
+    tensorrt_kit_script.load(tensorrt, logger, plan, options)
+    loaded = {
+        "weights": len(api.arguments("OnnxParserRefitter.refit_from_file")),
+        "budget": api.values["ICudaEngine.weight_streaming_budget_v2"],
+        "host_code": api.values["Runtime.engine_host_code_allowed"],
+        "libraries": len(api.arguments("IPluginRegistry.load_library")),
+    }
+    ran = _script_run(api, cuda)
+    return {"engine": bytes(plan).decode(), "told": told, "loaded": loaded, "run": ran}
 
 
 def _script_run(api: Api, cuda: HostCuda) -> bool:
@@ -257,6 +331,26 @@ def removed_flag(api: Api, cuda: HostCuda) -> dict[str, Any]:
     return {}
 
 
+def wrong_hook(api: Api, cuda: HostCuda) -> dict[str, Any]:
+    """A planted override that TensorRT would never call: has to fail."""
+    import tensorrt
+
+    class Monitor(tensorrt.IProgressMonitor):  # type: ignore[misc, name-defined]
+        def step_done(self, phase_name: str, step: int) -> bool:
+            return True
+
+    return {}
+
+
+def wrong_property(api: Api, cuda: HostCuda) -> dict[str, Any]:
+    """A planted attribute that would be set on a Python object only: has to fail."""
+    import tensorrt
+
+    config = tensorrt.Builder(tensorrt.Logger()).create_builder_config()
+    config.max_workspace_size = 1
+    return {}
+
+
 def wrong_keyword(api: Api, cuda: HostCuda) -> dict[str, Any]:
     """A planted keyword that the method does not have: has to fail."""
     import tensorrt
@@ -268,7 +362,18 @@ def wrong_keyword(api: Api, cuda: HostCuda) -> dict[str, Any]:
 
 SCENARIOS: dict[str, Callable[[Api, HostCuda], dict[str, Any]]] = {
     scenario.__name__: scenario
-    for scenario in (build, refuse, script, session, missing_name, removed_flag, wrong_keyword)
+    for scenario in (
+        build,
+        lacking_weights,
+        missing_name,
+        refuse,
+        removed_flag,
+        script,
+        session,
+        wrong_hook,
+        wrong_keyword,
+        wrong_property,
+    )
 }
 
 
@@ -279,9 +384,25 @@ def real_script(kit: Path) -> None:
     runpy.run_path(str(kit / "build_engine.py"), run_name="__main__")
 
 
-def main(bindings: str, stubs: str, major: str, scenario: str) -> int:
+def plant(module: str, old: str, new: str) -> None:
+    """Loads `optimc.targets.<module>` with a fault in it. Raises ValueError where `old` is not."""
+    spec = importlib.util.find_spec(f"optimc.targets.{module}")
+    assert spec is not None and spec.origin is not None
+    source = Path(spec.origin).read_text(encoding="utf-8")
+    if old not in source:
+        raise ValueError(f"{module} does not hold {old!r}")
+    made = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = made
+    setattr(importlib.import_module("optimc.targets"), module, made)
+    exec(compile(source.replace(old, new), spec.origin, "exec"), made.__dict__)
+
+
+def main(bindings: str, stubs: str, major: str, scenario: str, *fault: str) -> int:
     """Runs one scenario."""
     import cuda.bindings.runtime as real_cuda
+
+    if fault:
+        plant(*fault)
 
     real = load(Path(bindings), Path(stubs), major)
     if scenario.endswith("build_engine.py"):

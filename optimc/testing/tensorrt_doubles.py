@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 ABSENT = object()
-CONSTRUCTED = ("Builder", "OnnxParser", "Refitter", "Runtime")
+CONSTRUCTED = ("Builder", "OnnxParser", "OnnxParserRefitter", "Refitter", "Runtime")
 """Classes whose constructors need the libraries: doubles stand for them."""
 OVERRIDDEN = ("ILogger", "IOutputAllocator", "IProgressMonitor")
 """Classes that Python code derives from: real ones, whose overrides are checked."""
@@ -102,6 +102,12 @@ class Api:
     """`Class.attribute` and `Enumeration.member`, in the order of use."""
     values: dict[str, Any] = field(default_factory=dict)
     """From `Class.attribute` to the value that was set last."""
+    calls: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
+    """Each call with its arguments by place, in order."""
+
+    def arguments(self, key: str) -> list[tuple[Any, ...]]:
+        """Of each call of `Class.method`."""
+        return [arguments for name, arguments in self.calls if name == key]
 
     def module(self) -> ModuleType:
         """What stands for ``import tensorrt``."""
@@ -126,6 +132,7 @@ class Api:
         if all(problems):
             raise ApiError(f"{key}{args}{kwargs or ''}: {'; '.join(filter(None, problems))}")
         self.used.append(key)
+        self.calls.append((key, tuple(args)))
         if key in self.answers:
             answer = self.answers[key]
             return answer(*args, **kwargs) if callable(answer) else answer

@@ -57,7 +57,7 @@ def test_a_kit_holds_the_model_the_options_and_probes_that_agree_with_it(recipe:
     assert options["profiles"] == [{"image": [[1, 3, 8, 8], [2, 3, 8, 8], [4, 3, 8, 8]]}]
     line = (kit / "trtexec.sh").read_text()
     assert "--maxShapes=image:4x3x8x8" in line
-    assert "--memPoolSize=workspace:64M" in line
+    assert "--memPoolSize=workspace:64000000B" in line, "trtexec's M is 2 to the power of 20"
     check_probes(kit)
 
 

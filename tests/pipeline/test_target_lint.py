@@ -88,3 +88,19 @@ def test_warnings_become_notes(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert any("cell/trt: /where (NonZero): the size of its" in note for note in report["notes"])
     assert (tmp_path / "out/artifacts/cell/trt/kit.json").is_file()
+
+
+def test_a_profile_that_does_not_fit_the_dims_is_named_at_its_place(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    b = GraphBuilder(opset=20)
+    b.node("Relu", b.input("x", ("batch", 4)), to="y")
+    b.output("y", ("batch", 4))
+    b.model().write_onnx(tmp_path / "model.onnx")
+    path = tmp_path / "recipe.yaml"
+    text = RECIPE.format(passes="", targets="trt")
+    path.write_text(text.replace("optional: true", "profiles: [{batch: [1, 2, 4]}]"))
+    for command in (["check"], ["build", "-o", "out"]):
+        done = run_optimc(*command, path, cwd=tmp_path)
+        assert done.code == ExitCode.INPUT, done.err
+        assert "no profile holds batch=8, which the recipe's `dims` ask for" in done.err
+        assert "recipe.yaml:6:" in done.err

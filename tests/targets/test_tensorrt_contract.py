@@ -1,4 +1,5 @@
-"""The TensorRT code against the real bindings of three versions, without libraries or a GPU."""
+"""The TensorRT code and a kit of ResNet-56 against the real bindings of three versions, without
+libraries or a GPU."""
 
 from __future__ import annotations
 
@@ -12,13 +13,18 @@ from typing import Any
 
 import pytest
 
+from optimc.core.errors import ExitCode
+from optimc.core.model import OnnxModel, load_model
+from optimc.targets.tensorrt import TensorRT
 from optimc.targets.tensorrt_build import PlanOptions
 from optimc.targets.tensorrt_kit import write_scripts
+from optimc.testing.commands import run_optimc
 from optimc.testing.tensorrt_bindings import WHEELS, Wheel, compile_stubs, fetch
+from optimc.testing.tensorrt_command import read_trtexec
 
 pytestmark = pytest.mark.slow
 
-Run = Callable[[str], subprocess.CompletedProcess[str]]
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module", params=WHEELS, ids=lambda wheel: wheel.version)
@@ -37,9 +43,9 @@ def bindings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         pytest.skip(f"the bindings cannot be had: {error}")
     compile_stubs(folder, wheel.major)
 
-    def run(scenario: str) -> subprocess.CompletedProcess[str]:
+    def run(scenario: str, *fault: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "optimc.testing.tensorrt_contract"]
-        arguments = [str(unpacked), str(folder), wheel.major, scenario]
+        arguments = [str(unpacked), str(folder), wheel.major, scenario, *fault]
         return subprocess.run(
             [*command, *arguments], capture_output=True, text=True, check=False, timeout=120
         )
@@ -61,6 +67,8 @@ def test_every_use_of_the_builder_is_in_this_version(bindings: Run) -> None:
         "compute_capability": "9.0",
         "driver": "13000",
     }
+    assert result["log"] == ["WARNING: slow tactic"]
+    assert result["told"] == TOLD
     wanted = {
         "Builder.create_network",
         "BuilderFlag.REFIT",
@@ -81,6 +89,28 @@ def test_every_use_of_the_builder_is_in_this_version(bindings: Run) -> None:
     assert wanted <= set(result["used"])
 
 
+TOLD = {
+    "strongly_typed": True,
+    "set": [
+        "REFIT",
+        "SPARSE_WEIGHTS",
+        "STRIP_PLAN",
+        "TF32",
+        "VERSION_COMPATIBLE",
+        "WEIGHT_STREAMING",
+    ],
+    "cleared": ["TF32"],
+    "pools": [["WORKSPACE", 512_000_000]],
+    "profiles": [["x", [1, 4], [1, 4], [2, 4]], ["x", [3, 4], [4, 4], [8, 4]]],
+    "added": 2,
+    "level": 4,
+    "verbosity": "DETAILED",
+    "hardware": "AMPERE_PLUS",
+    "plugins": ["plugins.so"],
+}
+"""What `every_option` of the contract comes to: TF32 is cleared first, then set as asked."""
+
+
 def test_a_refusal_of_the_parser_names_the_node_and_what_helps(bindings: Run) -> None:
     message = passed(bindings("refuse"))["error"]
     assert "/head/unique (Unique): no importer" in message
@@ -96,11 +126,24 @@ def test_a_session_moves_the_right_bytes_and_leaks_none(bindings: Run) -> None:
     assert result["times"] == [0.25, 0.25, 0.25]
     assert result["layers"] == ["copy"]
     assert result["leaked"] == 0
+    assert result["weights"] == "model.onnx", "a stripped plan gets its weights"
+    assert result["budget"] == 2_000_000
+    assert result["host_code"] is True
+
+
+def test_weights_that_do_not_belong_to_a_stripped_plan_are_refused(bindings: Run) -> None:
+    wrong_file, lacking = passed(bindings("lacking_weights"))["said"]
+    assert "did not take the weights of model.onnx at the node /conv1" in wrong_file
+    assert "build the engine again" in wrong_file
+    assert "did not refit the engine; without weights: conv1.weight" in lacking
 
 
 def test_a_kits_own_script_uses_what_is_there_and_moves_the_right_bytes(bindings: Run) -> None:
     result = passed(bindings("script"))
     assert result["engine"] == "serialized"
+    assert result["told"] == TOLD, "the script's engine is the one that optimc builds"
+    loaded = {"weights": 1, "budget": 64_000_000, "host_code": True, "libraries": 2}
+    assert result["loaded"] == loaded
     assert result["run"]
 
 
@@ -118,7 +161,9 @@ def test_a_kits_own_script_ends_at_the_call_that_needs_a_gpu(bindings: Run, tmp_
     ("scenario", "message"),
     [
         ("missing_name", "has no Builder.create_builder_configuration"),
+        ("wrong_hook", "IProgressMonitor.step_done('phase_name', 'step') is not"),
         ("wrong_keyword", "has no argument size"),
+        ("wrong_property", "has no IBuilderConfig.max_workspace_size that can be set"),
     ],
 )
 def test_planted_names_are_caught(bindings: Run, scenario: str, message: str) -> None:
@@ -131,3 +176,108 @@ def test_a_flag_that_11_removed_is_caught(bindings: Run) -> None:
     done = bindings("removed_flag")
     if "has no BuilderFlag.FP16" not in done.stderr:
         assert passed(done)["version"].startswith("10."), done.stderr
+
+
+FAULTS = [
+    ("build", "tensorrt_build", ".builder_optimization_level =", ".optimization_level ="),
+    ("build", "tensorrt_build", "profile.set_shape(", "profile.set_dims("),
+    ("build", "tensorrt_build", "MemoryPoolType.WORKSPACE", "MemoryPoolType.SCRATCH"),
+    ("build", "tensorrt_build", "def phase_start(self, phase_name", "def phase_start(self, name"),
+    ("build", "tensorrt_build", "set_timing_cache(cache, False)", "set_timing_cache(cache)"),
+    ("build", "tensorrt", '"SPARSE_WEIGHTS"', '"SPARSITY"'),
+    ("refuse", "tensorrt_build", "error.node_operator()", "error.operator()"),
+    ("session", "tensorrt_session", "execute_async_v3", "execute_async_v2"),
+    ("session", "tensorrt_session", "def notify_shape", "def on_shape"),
+    ("session", "tensorrt_refit", "refit_cuda_engine()", "refit_engine()"),
+    ("session", "tensorrt_cuda", '"cudaMemcpyAsync"', '"cudaMemcpyAsynchronous"'),
+    ("script", "tensorrt_kit_script", "get_max_output_size", "get_output_size"),
+]
+
+
+@pytest.mark.parametrize(("scenario", "module", "old", "new"), FAULTS)
+def test_faults_planted_in_our_own_code_are_caught(
+    bindings: Run, scenario: str, module: str, old: str, new: str
+) -> None:
+    done = bindings(scenario, module, old, new)
+    assert done.returncode == 1, done.stdout
+    assert "has no" in done.stderr or "is not" in done.stderr or "needs" in done.stderr
+    assert "does not hold" not in done.stderr
+
+
+RESNET = """
+model: {{onnx: {shared}/models/resnet56.onnx}}
+dims: {{batch: {{min: 1, typical: 1, max: 64}}}}
+data:
+  calibration:
+    npz: {shared}/data/cifar10_calib.npz
+    inputs: {{input: images}}
+    take: 100
+    transform: &images
+      - nchw
+      - {{divide: 255}}
+      - {{normalize: {{mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}}}}
+  evaluation:
+    npz: {shared}/data/cifar10_eval.npz
+    inputs: {{input: images}}
+    labels: labels
+    take: 200
+    transform: *images
+metrics: {{top1: {{}}}}
+variants: {{int8: {{passes: [simplify, fuse, quantize_int8]}}}}
+targets:
+  ort: {{runtime: onnxruntime, threads: 1}}
+  trt: {{runtime: tensorrt, optional: true}}
+benchmark: {{at_most: 2 s}}
+gate: {{ship: best, drop: {{top1: 0.2}}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def resnet(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a build of ResNet-56 that leaves a kit."""
+    folder = tmp_path_factory.mktemp("resnet56")
+    (folder / "recipe.yaml").write_text(RESNET.format(shared=shared.resolve()))
+    done = run_optimc("build", "recipe.yaml", "-o", "out", "--verify", "fast", cwd=folder)
+    assert done.code == ExitCode.OK, done.err
+    return folder / "out"
+
+
+def test_the_gate_judges_what_was_built_beside_a_deferred_kit(resnet: Path) -> None:
+    report = json.loads((resnet / "report.json").read_text())
+    assert {c["target"]: c["status"] for c in report["results"]} == {
+        "ort": "built",
+        "trt": "deferred",
+    }
+    assert report["gate"]["verdict"] == "passed"
+    assert report["best"] == {"variant": "int8", "target": "ort"}
+
+
+def test_the_kit_of_resnet56_is_whole(resnet: Path) -> None:
+    kit = resnet / "artifacts/int8/trt"
+    placed = load_model(kit / "model")
+    assert isinstance(placed, OnnxModel)
+    assert TensorRT().lint(placed) == ()
+    assert sum(node.op_type == "QuantizeLinear" for node in placed.ir.graph) > 50
+    options = dict(read_trtexec((kit / "trtexec.sh").read_text()))
+    assert options["--maxShapes"] == "input:64x3x32x32"
+    table = json.loads((kit / "calibration/table.json").read_text())
+    assert table == json.loads((resnet / "calibration/table.json").read_text())
+
+
+def test_the_own_script_of_resnet56s_kit_ends_at_the_call_that_needs_a_gpu(
+    resnet: Path, bindings: Run, tmp_path: Path
+) -> None:
+    kit = shutil.copytree(resnet / "artifacts/int8/trt", tmp_path / "kit")
+    done = bindings(str(kit / "build_engine.py"))
+    assert done.returncode == 3
+    assert "tensorrt.Builder refused" in done.stderr
+    assert "needs an NVIDIA GPU" in done.stderr
+    assert not (kit / "model.plan").exists()
+
+
+def test_finishing_it_without_a_gpu_says_what_is_missing(resnet: Path, tmp_path: Path) -> None:
+    done = run_optimc("finish", resnet / "artifacts/int8/trt", cwd=tmp_path)
+    assert done.code == ExitCode.CELL
+    assert "TensorRT is not installed (extra `tensorrt`)" in " ".join(done.err.split())
+    assert "pip install 'optimc[tensorrt]'" in " ".join(done.err.split())
+    assert not done.traceback

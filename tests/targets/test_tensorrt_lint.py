@@ -217,12 +217,30 @@ def convolution(axis: int = 0, add: bool = False) -> Plant:
     return build
 
 
+def shape_as_input() -> OnnxModel:
+    b = GraphBuilder()
+    x, sizes = b.input("x", (4, 4)), b.input("sizes", (1,), "int64")
+    shape = b.node("Concat", sizes, b.constant([2]), axis=0)
+    b.node("Reshape", x, shape, to="y")
+    b.output("y", ("rows", 2))
+    return b.model()
+
+
+def unknown_cast() -> OnnxModel:
+    b = GraphBuilder(opset=20)
+    small = b.cast(b.input("x", (4,)), "uint16")
+    b.output(b.cast(small, "float32"), (4,))
+    return b.model()
+
+
 PLANTED: Mapping[str, tuple[str, Plant]] = {
     "an operator without importer": ("operator", unique),
     "a contrib operator": ("domain", contrib),
     "an opset that is too new": ("opset", new_opset),
     "an operator that is too new": ("operator", new_operator),
     "complex types": ("dtype", one("Abs", 4, dtype="uint16", out="uint16")),
+    "a shape from an input's values": ("shape_input", shape_as_input),
+    "a cast to a type that is not there": ("dtype", unknown_cast),
     "doubles": ("double", one("Relu", 4, dtype="float64", out="float64")),
     "a product of int64": ("floats_only", whole_products),
     "uint8 inside": ("uint8_inside", bytes_inside),
@@ -298,3 +316,11 @@ def test_newer_releases_take_more() -> None:
 def test_ordinary_graphs_have_no_errors_but_quantized_ones_for_other_runtimes(name: str) -> None:
     errors = [f for f in lint(small_models()[name]) if f.severity == "error"]
     assert not errors or name == "quantized"
+
+
+def test_ids_are_no_shapes() -> None:
+    b = GraphBuilder()
+    ids = b.input("ids", (1, 4), "int64")
+    b.node("Gather", b.weight(10, 8), ids, to="y")
+    b.output("y", (1, 4, 8))
+    assert lint(b.model()) == ()

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from optimc.core.errors import ExitCode, UnavailableError
 from optimc.core.targets import BuildContext
 from optimc.targets.tensorrt import TensorRT
-from optimc.testing.graphs import nothing_to_do
+from optimc.targets.tensorrt_kit_script import sqnr_db
+from optimc.testing.graphs import GraphBuilder, nothing_to_do
 
 
 def test_says_why_it_cannot_build_and_what_to_do(tmp_path: Path) -> None:
@@ -28,3 +30,35 @@ def test_spec_is_its_own() -> None:
     assert spec.quantization.activation_dtype == "int8"
     assert spec.quantization.activation_symmetric
     assert type(spec).model_validate_json(spec.model_dump_json()).digest == spec.digest
+
+
+def test_types_that_cannot_be_handed_over_are_found_before_a_build() -> None:
+    b = GraphBuilder()
+    b.output(b.cast(b.input("x", (4,), "float64"), "float32"), (4,))
+    model = b.model()
+    found = [finding for finding in TensorRT().lint(model) if finding.rule == "exchange"]
+    assert [(one.node, one.operator, one.severity) for one in found] == [("x", "input", "error")]
+    assert found[0].fix
+
+
+def test_a_stripped_plans_manifest_says_how_to_refit() -> None:
+    assert "refit_from_file('model.onnx')" in TensorRT(strip_plan=True)._load("{}")
+    assert "refit" not in TensorRT()._load("{}")
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "least"),
+    [
+        ([1.0, 2.0], [1.0, 2.0], np.inf),
+        ([1.0, 0.0], [1.1, 0.0], 20.0),
+        ([1.0, np.nan], [1.0, np.nan], np.inf),
+        ([1.0, -np.inf], [1.0, -np.inf], np.inf),
+        ([1.0, 2.0], [1.0, np.nan], -np.inf),
+        ([1.0, np.inf], [1.0, -np.inf], -np.inf),
+    ],
+)
+def test_the_kits_script_takes_nan_and_infinity_for_what_they_are(
+    expected: list[float], found: list[float], least: float
+) -> None:
+    pair = np.array(expected, np.float32), np.array(found, np.float32)
+    assert sqnr_db(*pair) == pytest.approx(least, abs=1e-4)
