@@ -40,12 +40,9 @@ from optimc.pipeline.plan import Step, make_plan
 from optimc.pipeline.preprocess import starting_point
 from optimc.pipeline.probes import Effort, Probe, ProbeSource, probes_digest
 from optimc.pipeline.reach import Reach, reach_code, reach_of
-<<<<<<< HEAD
 from optimc.pipeline.recipe.model_sources import ModuleSource
-from optimc.pipeline.torch_level import TorchLevel, export_outcome
-=======
 from optimc.pipeline.target_checks import check_targets
->>>>>>> h-trt8
+from optimc.pipeline.torch_level import TorchLevel, export_outcome
 from optimc.pipeline.tuning import TuningMetric, check_tuning, pass_inputs
 from optimc.pipeline.verification import PASSED, PassVerifier, Segment, Verdict
 
