@@ -172,8 +172,10 @@ def _cut(
     """Sets the masks of `layers`; tells which of `among` have no such mask yet, and the zeros."""
     import torch
 
-    parameters = {n: bench.module.get_submodule(n).weight for n in among}
     names = {id(p): n for n, p in bench.module.named_parameters()}
+    parameters: dict[str, torch.Tensor] = {
+        n: bench.module.get_submodule(n).get_parameter("weight") for n in among
+    }
     weights = {n: p.detach().to("cpu", torch.float64).numpy() for n, p in parameters.items()}
     open_ = []
     for name, kept in rule(weights).items():
@@ -190,6 +192,6 @@ def _cut(
     bench.apply_masks()
     return {
         "open": open_,
-        "zeros": sum(int((p == 0).sum()) for p in parameters.values()),
+        "zeros": sum(int(torch.count_nonzero(p == 0)) for p in parameters.values()),
         "weights": sum(p.numel() for p in parameters.values()),
     }

@@ -20,9 +20,9 @@ def nearly_sparse(model: OnnxModel) -> OnnxModel:
 
     clone, rng, done = model.clone(), np.random.default_rng(0), set()
     for weight in layer_weights(clone.ir.graph):
-        array = weight.array
-        if weight.value in done or array.dtype != np.float32:
+        if weight.value in done or weight.array.dtype != np.float32:
             continue
+        array = weight.array.astype(np.float32)
         done.add(weight.value)
         last = np.moveaxis(array, weight.axis, -1)
         group = 4 if last.shape[-1] % 4 == 0 else array.size
