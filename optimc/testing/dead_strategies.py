@@ -21,7 +21,7 @@ def dead_rows(array: NDArray[Any], *rows: int) -> NDArray[Any]:
 
 
 def weight(b: GraphBuilder, *shape: int, dead: tuple[int, ...] = (), unread: int = -1) -> str:
-    """A weight [outputs, inputs, ...] with output channels of zeros, and inputs that are not read."""
+    """A weight [outputs, inputs, ...] with output channels of zeros and one input of zeros."""
     array = dead_rows(b.rng.normal(0, 0.4, shape), *dead)
     if unread >= 0:
         array[:, unread] = 0.0
