@@ -216,7 +216,7 @@ def _by_channel(shape: tuple[int, ...], rank: int, place: Place, output: ir.Valu
 
 
 def _batchnorm(node: ir.Node, carried: Mapping[int, Place]) -> Step | str:
-    if carried[0].axis != 1 or node.attributes.get_int("training_mode", 0):
+    if carried[0].axis != 1 or _flag(node, "training_mode"):
         return "it does not treat each channel by itself"
     rows = [constant_array(value) for value in node.inputs[1:5]]
     if len(rows) != 4 or any(row is None or row.ndim != 1 for row in rows):
@@ -274,7 +274,7 @@ def _flatten(node: ir.Node, place: Place) -> Place | str:
 
 def _reshape(node: ir.Node, place: Place) -> Place | str:
     target = constant_array(node.inputs[1])
-    if target is None or target.size != 2 or node.attributes.get_int("allowzero", 0):
+    if target is None or target.size != 2 or _flag(node, "allowzero"):
         return "it is not a flattening"
     return _joined(node, place)
 
@@ -299,6 +299,10 @@ _MOVERS = {
     "Reshape": _reshape,
     "Transpose": _transpose,
 }
+
+
+def _flag(node: ir.Node, name: str) -> bool:
+    return node.attributes.get_int(name, 0) != 0
 
 
 def _size(value: ir.Value, axis: int) -> int | None:

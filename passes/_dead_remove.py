@@ -72,7 +72,7 @@ def _constants(way: Way) -> dict[ir.Node, Array]:
 
 def _behind(step: Step, known: dict[ir.Value, Array], channels: int) -> Array:
     node = step.node
-    first = next(known[v] for v in node.inputs if v in known)  # type: ignore[index]
+    first = next(known[v] for v in node.inputs if v in known)
     if node.op_type in UNARY:
         numbers = {a.name: a.value for a in node.attributes.values() if _is_number(a)}
         return unary(node.op_type, first, numbers)
@@ -185,7 +185,7 @@ def _folded_bias(end: End, dead: Dead) -> Array:
     # What is left behind the axis of channels is [outputs, space...].
     total = np.tensordot(factors, taken, axes=1).reshape(len(layer.bias), -1).sum(axis=1)
     alpha = layer.node.attributes.get_float("alpha", 1.0) if layer.node.op_type == "Gemm" else 1.0
-    return np.asarray(layer.bias + (1.0 if alpha is None else alpha) * total)
+    return np.asarray(layer.bias + alpha * total)
 
 
 def _shrink_constants(step: Step, gone: Channels, names: NameTable) -> None:
@@ -205,7 +205,9 @@ def _shrink_constants(step: Step, gone: Channels, names: NameTable) -> None:
 
 
 def _shrink_target(step: Step, gone: Channels, names: NameTable) -> None:
-    tensor = ir.convenience.get_const_tensor(step.node.inputs[1])
+    value = step.node.inputs[1]
+    assert value is not None
+    tensor = ir.convenience.get_const_tensor(value)
     assert tensor is not None
     target = tensor.numpy().copy()
     if target[1] > 0:

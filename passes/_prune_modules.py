@@ -96,7 +96,7 @@ def find_layers(bench: Workbench, arrays: Mapping[str, Any]) -> list[dict[str, A
             {
                 "name": name,
                 "operator": _operator(module),
-                "shape": list(module.weight.shape),  # type: ignore[union-attr,arg-type]
+                "shape": list(module.weight.shape),  # type: ignore[arg-type]
                 "reason": _reason(module, shared, kinds),
             }
         )

@@ -52,9 +52,9 @@ def dead_bouquet() -> OnnxModel:
     joined = b.node("Add", joined, b.weight(1, 10, 1, 1))
     h = b.node("Conv", joined, weight(b, 5, 10, 2, 2, dead=(3,), unread=4), b.weight(5), name="end")
     h = b.node("AveragePool", h, kernel_shape=[2, 2], pads=[1, 1, 1, 1], count_include_pad=0)
-    h = b.node("Conv", h, weight(b, 6, 5, 1, 1, dead=(2,)), b.weight(6), name="counted")
-    pool = {"kernel_shape": [2, 2], "pads": [1, 1, 1, 1], "count_include_pad": 1}
-    h = b.node("Conv", b.node("AveragePool", h, **pool), weight(b, 3, 6, 1, 1, dead=(1,)),
+    h = b.node("Conv", h, weight(b, 6, 5, 1, 1, dead=(0,)), b.weight(6), name="counted")
+    h = b.node("AveragePool", h, kernel_shape=[2, 2], pads=[1, 1, 1, 1], count_include_pad=1)
+    h = b.node("Conv", h, weight(b, 3, 6, 1, 1, dead=(1,)),
                b.weight(3), name="flattened")  # fmt: skip
     h = b.node("Flatten", b.node("HardSwish", h), axis=1)
     inner = weight(b, 8, 3 * 6 * 6, dead=(0, 5))
@@ -207,6 +207,7 @@ def _model(draw: st.DrawFn, max_steps: int) -> OnnxModel:
         if made is not None:
             making.values.append(made)
     last = making.values[-1]
+    last = _conv(making, last) or _product(making, last) or last
     builder.node("Identity", last.name, to="out0")
     builder.output("out0", last.dims)
     return builder.model()

@@ -24,11 +24,11 @@ def mlp(opset: int = 18, middle: int = 64) -> OnnxModel:
     """Products in each layout; one weight is shared."""
     b = GraphBuilder(opset)
     x = b.input("x", ["batch", 32])
-    h = b.node("Relu", b.node("MatMul", x, b.weight(32, middle), name="up"))
-    h = b.node("Gemm", h, b.weight(32, middle), b.weight(32), transB=1, name="down")
-    shared = b.weight(32, 32, scale=0.2)
+    h = b.node("Relu", b.node("MatMul", x, b.weight(32, middle, scale=0.1), name="up"))
+    h = b.node("Gemm", h, b.weight(32, middle, scale=0.1), b.weight(32), transB=1, name="down")
+    shared = b.weight(32, 32, scale=0.1)
     h = b.node("MatMul", b.node("Tanh", b.node("MatMul", h, shared, name="one")), shared)
-    b.node("Gemm", h, b.weight(32, 10), name="head", to="logits")
+    b.node("Gemm", h, b.weight(32, 10, scale=0.1), name="head", to="logits")
     b.output("logits", ["batch", 10])
     return b.model()
 
