@@ -10,9 +10,9 @@ import onnx_ir as ir
 
 from optimc.core.errors import PreconditionError
 from optimc.core.model import SOURCE_KEY, OnnxModel
+from optimc.core.onnx_sparsity import LayerWeight, layer_weights
 from optimc.core.passes import PassContext, PassResult
 from optimc.core.patterns import Bools
-from optimc.core.sparsity import LayerWeight, layer_weights
 from optimc.passes._prune_choice import Unfit, check_patterns, nothing
 from optimc.passes._prune_masks import Array
 from optimc.passes._quantize_units import node_label

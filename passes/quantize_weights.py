@@ -89,7 +89,7 @@ class QuantizeWeights(Pass):
 
     def run(self, model: OnnxModel, context: PassContext) -> PassResult:
         """See the class. Raises PreconditionError where nothing can be stored so."""
-        from optimc.core.sparsity import layer_weights
+        from optimc.core.onnx_sparsity import layer_weights
         from optimc.passes._quantize_units import node_label
 
         self.check(model, context)

@@ -16,7 +16,7 @@ def nearly_sparse(model: OnnxModel) -> OnnxModel:
     import numpy as np
     import onnx_ir as ir
 
-    from optimc.core.sparsity import layer_weights
+    from optimc.core.onnx_sparsity import layer_weights
 
     clone, rng, done = model.clone(), np.random.default_rng(0), set()
     for weight in layer_weights(clone.ir.graph):

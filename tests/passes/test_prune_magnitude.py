@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from optimc.core.errors import PreconditionError
 from optimc.core.model import OnnxModel
+from optimc.core.onnx_sparsity import sparsity_of
 from optimc.core.passes import PassResult
-from optimc.core.sparsity import sparsity_of
 from optimc.passes.prune_magnitude import PruneMagnitude
 from optimc.testing import PassContract
 from optimc.testing.graphs import GraphBuilder, small_models

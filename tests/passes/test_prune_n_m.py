@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from optimc.core.errors import PreconditionError
 from optimc.core.model import OnnxModel
+from optimc.core.onnx_sparsity import layer_weights, nonzeros, sparsity_of
 from optimc.core.passes import Pass
 from optimc.core.patterns import holds_pattern
-from optimc.core.sparsity import layer_weights, nonzeros, sparsity_of
 from optimc.passes.float16 import Float16
 from optimc.passes.fuse import Fuse
 from optimc.passes.prune_n_m import PruneNM

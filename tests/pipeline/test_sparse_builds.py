@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from optimc.core.sparsity import sparsity_of
+from optimc.core.onnx_sparsity import sparsity_of
 from optimc.testing.commands import run_optimc
 
 pytest.importorskip("torch", reason="the extra `torch` is not installed")
