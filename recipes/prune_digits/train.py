@@ -16,22 +16,24 @@ has one of them. The recipe keeps a part of them for tuning.
 from __future__ import annotations
 
 import argparse
-import sys
+import runpy
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "quickstart"), str(Path(__file__).parent)]
+from optimc.recipes.prune_digits.network import DigitsNet, make
 
-from network import DigitsNet, make
-from train_digits import BATCH, SEED, THREADS, Split, load_splits, shifted
-
+QUICKSTART = runpy.run_path(str(Path(__file__).parents[1] / "quickstart" / "train_digits.py"))
+"""Its splits and its augmentation."""
+SEED, BATCH = 0, 64
+THREADS = 1  # fixed: a sum over threads depends on their number
 EPOCHS = 12
 
 
-def train(split: Split) -> DigitsNet:
+def train(split: Any) -> DigitsNet:
     """AdamW with a one-cycle learning rate; the same result on the same machine."""
     torch.manual_seed(SEED)
     torch.set_num_threads(THREADS)
@@ -46,7 +48,7 @@ def train(split: Split) -> DigitsNet:
         order = torch.randperm(len(images), generator=generator)
         for start in range(0, len(order), BATCH):
             chosen = order[start : start + BATCH]
-            logits = model(shifted(images[chosen], generator))
+            logits = model(QUICKSTART["shifted"](images[chosen], generator))
             loss = nn.functional.cross_entropy(logits, labels[chosen], label_smoothing=0.05)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
@@ -62,7 +64,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).resolve().parent)
     output: Path = parser.parse_args().output
     output.mkdir(parents=True, exist_ok=True)
-    training, _, evaluation = load_splits()
+    training, _, evaluation = QUICKSTART["load_splits"]()
     training.save(output / "training.npz")
     model = train(training)
     save_file(model.state_dict(), output / "weights.safetensors")
