@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from optimc.core.torch_model import TorchModel
     from optimc.passes.train import Train
 
-_FOREVER = 30 * 86_400.0
-"""Seconds: an epoch may take longer than a recipe's limit for one call."""
+_FOREVER = 14 * 86_400.0
+"""Seconds: an epoch may take longer than the limit for one call. poll(2) takes 24 days at most."""
 
 
 @dataclass
