@@ -48,7 +48,7 @@ class Course:
         self._shop = shop
         self._choice: dict[str, int] | None = context.choice
         judged = options.keep == "best" and context.has(Input.TUNING) and self._choice is None
-        self._tuning: Tuning | None = context.tuning_data if judged else None
+        self._tuning: Tuning | None = context.tuning if judged else None
         self._resumed = 0
 
     def run(self) -> PassResult:
