@@ -179,7 +179,7 @@ OPTIMIZERS = [
 ]
 
 
-@pytest.mark.parametrize(("options", "epoch"), zip(OPTIMIZERS, (2, 1, 2, 1, 2), strict=True))
+@pytest.mark.parametrize(("options", "epoch"), list(zip(OPTIMIZERS, (2, 1, 2, 1, 2), strict=True)))
 def test_it_goes_on_after_a_kill_to_the_same_tensors(
     trial: TorchTrial,
     monkeypatch: pytest.MonkeyPatch,
