@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from optimc.core.torch_model import TorchModel
     from optimc.passes.train import Train
 
-_FOREVER = 30 * 86_400.0
-"""Seconds: an epoch may take longer than a recipe's limit for one call."""
+_FOREVER = 14 * 86_400.0
+"""Seconds: an epoch may take longer than the limit for one call. poll(2) takes 24 days at most."""
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Course:
         self._shop = shop
         self._choice: dict[str, int] | None = context.choice
         judged = options.keep == "best" and context.has(Input.TUNING) and self._choice is None
-        self._tuning: Tuning | None = context.tuning_data if judged else None
+        self._tuning: Tuning | None = context.tuning if judged else None
         self._resumed = 0
 
     def run(self) -> PassResult:

@@ -291,7 +291,8 @@ class Trainer:
             hint.load_state_dict(below(tensors, f"hints/{name}/"))
         state = below(tensors, "optimizer/")
         if state:
-            restore_optimizer(self.optimizer, state)
+            with self._running():  # the state goes to where the parameters are
+                restore_optimizer(self.optimizer, state)
 
 
 def below(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

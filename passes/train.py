@@ -83,7 +83,14 @@ class Train(Pass):
     """Random changes of images [n, channels, height, width], in this order: `flip` (left to right),
     `{crop: 4}` (shifts by up to 4 pixels, zeros moving in)."""
     distill: Distill | None = None
-    """A teacher and losses against its answers: `distill: {}` takes the source and its logits."""
+    """A teacher and losses against its answers: `distill: {}` takes the source and its logits.
+    `teacher` is `source`, `{onnx: FILE}` or `{factory: "module:function", weights: {file: FILE},
+    arguments: {}}`. `losses` is a list of: `logits` (temperature; arXiv:1503.02531), `features`
+    (pairs of layers, student: teacher; arXiv:1412.6550), `attention_transfer` (pairs;
+    arXiv:1612.03928), `similarity_preserving` (pairs; arXiv:1907.09682), `embedding` (kind: cosine
+    or mse), each with a `weight`, which may go from `first` to `last`; and `{call:
+    "module:function", arguments: {}, weight: 1}` for the user's own, which gets one
+    `optimc.passes._train_step.Step`. `labels` is the factor of the loss that labels give."""
     freeze_batchnorm: bool = False
     """Keep the running statistics of batch normalization as they are."""
     keep: Literal["best", "last"] = "best"

@@ -179,7 +179,7 @@ OPTIMIZERS = [
 ]
 
 
-@pytest.mark.parametrize(("options", "epoch"), zip(OPTIMIZERS, (2, 1, 2, 1, 2), strict=True))
+@pytest.mark.parametrize(("options", "epoch"), list(zip(OPTIMIZERS, (2, 1, 2, 1, 2), strict=True)))
 def test_it_goes_on_after_a_kill_to_the_same_tensors(
     trial: TorchTrial,
     monkeypatch: pytest.MonkeyPatch,
@@ -461,7 +461,7 @@ def test_a_teacher_from_an_onnx_file(trial: TorchTrial, bare_digits: Digits) -> 
     trial.training = bare_digits
     (trial.folder / "digits.onnx").write_bytes((DATA / "digits.onnx").read_bytes())
     distill: dict[str, Any] = {"teacher": {"onnx": "digits.onnx"}}
-    train(trial, epochs=8, distill=distill)
+    train(trial, epochs=16, distill=distill)
     assert error_of(trial) < 0.1
     distill["losses"] = [{"features": {"pairs": {"2": "2"}}}]
     with pytest.raises(InputError, match="an ONNX file has none"):
@@ -483,7 +483,7 @@ def test_weights_of_losses_may_change_during_the_training(taught: TorchTrial) ->
 
 def test_a_users_step_may_train_in_its_own_way(taught: TorchTrial) -> None:
     loss = {"call": "train_teachers:mixed"}
-    train(taught, epochs=8, loss=loss)
+    train(taught, epochs=16, loss=loss)
     assert error_of(taught) < 0.15
     assert_same(train(taught, loss=loss), train(taught, loss=loss))
 

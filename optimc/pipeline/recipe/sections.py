@@ -56,16 +56,16 @@ class _SectionReader:
         return fields
 
     def _refuse_code(self, root: Node) -> None:
-        for section in ("data", "metrics"):
+        sections = {"data": ("call",), "metrics": ("call",), "variants": ("call", "factory")}
+        for section, keys in sections.items():
             node = root.get(section)
             for below in node.walk() if node is not None else ():
-                call = below.get("call")
-                if call is not None:
-                    what = f"`call: {call.data()}` runs code, which --untrusted refuses"
-                    self._reading.note(
-                        call, what, "leave out --untrusted if you trust this recipe's code"
-                    )
-
+                for key in keys:
+                    code = below.get(key)
+                    if code is not None:
+                        what = f"`{key}: {code.data()}` runs code, which --untrusted refuses"
+                        fix = "leave out --untrusted if you trust this recipe's code"
+                        self._reading.note(code, what, fix)
         self._refuse_plugins(root.get("targets"))
 
     def _refuse_plugins(self, targets: Node | None) -> None:
