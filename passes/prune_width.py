@@ -14,6 +14,7 @@ from pydantic import Field
 
 from optimc.core.errors import PreconditionError
 from optimc.core.passes import Input, PassContext, PassResult, Workshop
+from optimc.passes import _prune_width_work as work
 from optimc.passes._prune_allocate import Level, Units, levels, nearest, widths
 from optimc.passes._prune_target import Measured, Pruning, Share, check_replayed
 
@@ -89,11 +90,9 @@ class PruneWidth(Pruning):
             return _Run(self, context, shop, model, groups, measured).result()
 
     def _survey(self, shop: Workshop, context: PassContext) -> Any:
-        from optimc.passes import _prune_width_work as calls
-
         samples = str(context.training.stored()) if self.importance == "taylor" else None
         told = shop.call(
-            calls.survey,
+            work.survey,
             importance=self.importance,
             heads=self.heads,
             keep=self.keep,
@@ -151,10 +150,8 @@ class _Run:
         )
 
     def _apply(self, level: Level) -> Mapping[str, int]:
-        from optimc.passes import _prune_width_work as calls
-
         removed = {g.name: g.removed(n) for g, n in zip(self.groups, level, strict=True)}
-        figures: Mapping[str, int] = self.shop.call(calls.cut, removed=removed).data
+        figures: Mapping[str, int] = self.shop.call(work.cut, removed=removed).data
         return figures
 
     def _level(self) -> Level:
@@ -175,12 +172,15 @@ class _Run:
     def _searched(self, found: list[Level]) -> Level:
         """The first level that meets the target; for a budget the last."""
         last: Mapping[str, int] = {}
+        ratios: dict[int, float | None] = {}
 
         def met(number: int) -> bool:
             nonlocal last
             self.context.progress(0.5, f"trying level {number + 1} of {len(found)}")
             last = self._apply(found[number])
-            return self.measured.met(last)
+            answer = self.measured.met(last)
+            ratios[number] = self.measured.ratio
+            return answer
 
         if self.measured.grows and not met(len(found) - 1):
             fix = "give a nearer target, a smaller `align` or `floor`, or less in `keep`"
@@ -193,6 +193,7 @@ class _Run:
             else:
                 low = middle + 1
         if self.measured.grows:
+            self.measured.ratio = ratios[low]
             return found[low]
         # `low` levels keep within the budget; with none of them the model stays whole.
         return found[low - 1] if low else tuple(len(g.scores) for g in self.groups)

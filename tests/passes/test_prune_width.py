@@ -469,6 +469,7 @@ def test_a_speedup_is_measured_and_replayed_from_the_lock(nets: Any, tmp_path: P
     assert isinstance(result.model, TorchModel)
     times = [1e6 + stats.macs for stats in (source_model(again).stats, result.model.stats)]
     assert times[0] / times[1] >= 1.4
+    assert result.stats["speedup"] == pytest.approx(times[0] / times[1], abs=1e-3)
     assert 2 <= len(device.timed) <= 8
     silent = CountingDevice(lambda model: 1.0)
     locked = run(again, tmp_path / "b", pass_, timed_device=silent, choice=result.choice)
