@@ -122,6 +122,8 @@ class _Surgeon:
     def _left_alone(
         self, group: Group, keep: Sequence[str], kinds: Sequence[str], how: str
     ) -> str | None:
+        if group.problem:
+            return group.problem
         names = [self._graph.names[part.module] for part in group.slices if not part.reads]
         for pattern in keep:
             kept = next((name for name in names if _named(name, pattern)), None)

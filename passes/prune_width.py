@@ -43,8 +43,8 @@ class PruneWidth(Pruning):
         `speedup` every level tried is exported and timed on the cell's target, in turns with the
         model as it came to this pass; fewer MACs are often not faster. What was chosen by measuring
         goes into the lock.
-    Options: macs, parameters, ratio, speedup, max_drop, importance, align, floor, whole, cut,
-        heads, keep.
+    Options: macs, parameters, ratio, speedup, max_drop, importance, align, floor, global_ranking,
+        cut, heads, keep.
     """
 
     ratio: Share | None = None
@@ -58,7 +58,7 @@ class PruneWidth(Pruning):
     """Widths that are cut become multiples of this: kernels work on blocks of channels."""
     floor: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """The share of a group's units that is left at least, whatever the target."""
-    whole: bool = False
+    global_ranking: bool = False
     """Whether all units are ranked together (global pruning), relative to their group's mean, so
     that unimportant layers lose more; else every group loses the same share."""
     cut: list[Literal["channels", "heads", "hidden"]] = Field(
@@ -159,7 +159,7 @@ class _Run:
         if choice is not None:
             check_replayed(choice, (g.name for g in self.groups), "group")
             return tuple(int(choice.get(g.name, len(g.scores))) for g in self.groups)
-        found = levels(self.groups, options.align, options.floor, whole=options.whole)
+        found = levels(self.groups, options.align, options.floor, whole=options.global_ranking)
         if not found:
             raise PreconditionError(
                 f"no width can be cut to a multiple of {options.align}",

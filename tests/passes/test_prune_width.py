@@ -255,6 +255,13 @@ def test_what_cannot_be_cut_is_refused_with_its_reason(nets: Any) -> None:
     assert "are apart by" in reasons["gating"]
 
 
+def test_dependencies_without_an_end_are_refused(nets: Any) -> None:
+    told = surveyed(bench_of(nets, nets.RotatedNet, "tokens", torch.randn(2, 5, 16)))
+    assert [group["name"] for group in told["groups"]] == ["hidden"]
+    reasons = {where: reason for _, where, reason in told["refused"]}
+    assert "no end to what depends on these channels" in reasons["rotated"]
+
+
 def test_heads_under_another_name_are_found_by_the_option(nets: Any) -> None:
     tokens = torch.randn(2, 5, 32)
     bench = bench_of(nets, nets.AttentionNet, "tokens", tokens)
@@ -443,7 +450,7 @@ def test_the_same_run_gives_the_same_digest(nets: Any, tmp_path: Path) -> None:
     digests = set()
     for number in range(2):
         bench = bench_of(nets, nets.ResidualNet)
-        result = run(bench, tmp_path / str(number), PruneWidth(macs=0.5, whole=True))
+        result = run(bench, tmp_path / str(number), PruneWidth(macs=0.5, global_ranking=True))
         digests.add(result.model.digest)
     assert len(digests) == 1
 

@@ -157,6 +157,22 @@ class AttentionNet(nn.Module):
         return {"logits": self.head(self.norm(self.attention(tokens)).mean(1))}
 
 
+class RotatedNet(nn.Module):
+    """Halves that are swapped and added, as rotary embeddings do; then an MLP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rotated = nn.Linear(16, 16)
+        self.hidden = nn.Linear(16, 32)
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Logits of [n, tokens, 16]."""
+        x = self.rotated(tokens)
+        x = x * 0.8 + torch.cat((-x[..., 8:], x[..., :8]), dim=-1) * 0.6
+        return {"logits": self.head(torch.relu(self.hidden(x))).mean(1)}
+
+
 class HiddenStates(nn.Module):
     """A model of transformers, of whose outputs the last hidden states count."""
 
