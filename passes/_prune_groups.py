@@ -210,17 +210,17 @@ class Graph:
         return slices
 
     def _set_units(self, group: Group, count: int) -> None:
-        if group.kind == "hidden" and (found := self._attention(group)) is not None:
+        if group.kind == "hidden" and (found := self._attention(group, count)) is not None:
             group.kind = "heads"
             group.attention, heads, group.updates = found
-            width = count // heads
-            group.units = [tuple(range(h * width, (h + 1) * width)) for h in range(heads)]
+            size = count // heads
+            group.units = [tuple(range(h * size, (h + 1) * size)) for h in range(heads)]
             return
         groups = max([1, *(_groups(part.module) for part in group.slices)])
         width = count // groups
         group.units = [tuple(k + g * width for g in range(groups)) for k in range(width)]
 
-    def _attention(self, group: Group) -> tuple[str, int, tuple[str, ...]] | None:
+    def _attention(self, group: Group, width: int) -> tuple[str, int, tuple[str, ...]] | None:
         """The module with the heads, their count, and the attributes that depend on it."""
         from torch import nn
 
@@ -233,9 +233,8 @@ class Graph:
             told = next((n for p, n in self._heads.items() if fnmatchcase(name, p)), None)
             counts = [getattr(module, key, None) for key in HEAD_COUNTS]
             heads = told or next((n for n in counts if type(n) is int and n > 1), None)
-            if heads is None or group.root.out_features % heads:
+            if heads is None or width % heads:
                 continue
-            width = group.root.out_features
             updates = [key for key in HEAD_COUNTS if getattr(module, key, None) == heads]
             updates += [key for key in HEAD_WIDTHS if getattr(module, key, None) == width]
             return name, heads, tuple(updates)

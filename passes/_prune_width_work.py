@@ -249,5 +249,5 @@ def _pads_channels(node: Any, group: Group) -> bool:
     if gradient is None or "ConstantPad" not in gradient.name():
         return False
     pads = [int(n) for n in getattr(gradient, "_saved_pad", ())]
-    spatial = max(group.root.weight.dim() - 2, 0)
+    spatial = max(group.root.get_parameter("weight").dim() - 2, 0)
     return any(pads[2 * spatial : 2 * spatial + 2])
