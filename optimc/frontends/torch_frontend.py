@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -53,6 +53,8 @@ class Comparison:
     output: str
     label: str
     count: int
+    max_abs: float = 0.0
+    sqnr_db: float = math.inf
 
     def __str__(self) -> str:
         return (
@@ -142,17 +144,20 @@ class TorchFrontEnd:
         """
         self._guarded(lambda: self._worker.call("load", path=str(path)))
         worst = Comparison(-1.0, "", "", len(probes))
+        greatest, signal, noise = 0.0, 0.0, 0.0
         for label, feeds in probes:
             try:
                 errors = self._guarded(lambda feeds=feeds: self._worker.call("compare", feeds)).data
             except RuntimeError as error:
                 raise self._run_failed(label, error) from error
-            for output, value in errors.items():
+            for output, (value, absolute, energy, lost) in errors.items():
+                greatest, signal, noise = max(greatest, absolute), signal + energy, noise + lost
                 if not value <= TOLERANCE:
                     raise self._mismatch(output, label, value)
                 if value > worst.error:
                     worst = Comparison(value, output, label, len(probes))
-        return worst
+        sqnr = 10 * math.log10(signal / noise) if signal and noise else math.inf
+        return replace(worst, max_abs=greatest, sqnr_db=sqnr)
 
     def _run_failed(self, label: str, error: RuntimeError) -> InputError:
         lines = [line for line in str(error).splitlines() if line.strip()]

@@ -75,7 +75,8 @@ class TorchService:
         return None, {}
 
     def compare(self, arrays: Mapping[str, Any]) -> Answer:
-        """By output: the greatest error between torch and the ONNX file, as a share of its scale.
+        """By output: the greatest error between torch and the ONNX file, as a share of its scale
+        and absolutely, and the energies of signal and noise.
 
         Infinite where shapes, dtypes, integers or the places of NaN differ.
         """
@@ -84,11 +85,25 @@ class TorchService:
         ran = self._model.run(as_tensors(arrays))
         names = unique_output_names([name for name, _ in ran], self._model.names)
         actual = self._session.run(names, dict(arrays))
-        errors = {
-            name: max_relative_error(as_array(tensor), array)
-            for name, (_, tensor), array in zip(names, ran, actual, strict=True)
-        }
+        errors = {}
+        for name, (_, tensor), array in zip(names, ran, actual, strict=True):
+            expected = as_array(tensor)
+            relative = max_relative_error(expected, array)
+            errors[name] = [relative, *_energies(expected, array, relative)]
         return errors, {}
+
+
+def _energies(expected: Any, actual: Any, relative: float) -> tuple[float, float, float]:
+    """The greatest difference, and the sums of squares of `expected` and of the difference."""
+    import numpy as np
+
+    if not np.isfinite(relative) or expected.dtype.kind in "biuUSO":
+        return relative, 0.0, relative
+    a, b = expected.astype(np.float64), actual.astype(np.float64)
+    finite = np.isfinite(a)
+    difference = a[finite] - b[finite]
+    greatest = float(np.abs(difference).max(initial=0.0))
+    return greatest, float((a[finite] ** 2).sum()), float((difference**2).sum())
 
 
 def open_source(kind: str, options: Mapping[str, Any]) -> TorchModel:

@@ -66,8 +66,12 @@ class CellResult:
 
     @property
     def lossy(self) -> bool:
-        """Whether a pass that may change the numbers had a part in the model, since its export
-        where it was one of torch."""
+        """Whether a pass that may change the numbers had a part in the model."""
+        return any(o.modified and o.lossy for o in self.outcomes)
+
+    @property
+    def lossy_since_export(self) -> bool:
+        """The same of the passes behind the last one of the torch level; of all without any."""
         return any(o.modified and o.lossy for o in self._since_export())
 
     def _since_export(self) -> tuple[PassOutcome, ...]:

@@ -437,7 +437,7 @@ class Build:
             cell.name,
             engine,
             target=cell.target,
-            lossy=result.lossy,
+            lossy=result.lossy_since_export,
             model=model,
             model_path=self.path_of(model),
             source=self.origin(result),

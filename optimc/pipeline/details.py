@@ -8,6 +8,7 @@ from optimc.pipeline.cases import benchmark_cases
 from optimc.pipeline.profiling import profile
 from optimc.pipeline.quantized_ranges import cell_ranges
 from optimc.pipeline.shown import shown_samples
+from optimc.pipeline.steps import cell_steps
 from optimc.report.values import Skipped
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def with_details(build: Build, gate: GateResult, report: Report) -> Report:
         update={
             "profiles": profiles,
             "ranges": cell_ranges(build, gate),
+            "steps": cell_steps(build, gate),
             "shown": shown_samples(report, build.data.evaluation),
         }
     )

@@ -373,7 +373,7 @@ def lock_inputs(build: Build) -> dict[str, Any]:
     return {
         "optimc": __version__,
         "recipe": build.recipe.digest,
-        "inputs": {**build.source.files, **_library_digests(build)},
+        "inputs": {**build.source.files, **_library_digests(build), **_pass_files(build)},
         "data": build.data.digests(),
         "tools": used_tools(build),
     }
@@ -385,6 +385,17 @@ def _library_digests(build: Build) -> dict[str, str]:
         os.path.relpath(path, build.recipe.folder): file_sha256(path)
         for target in build.recipe.targets.values()
         for path in target.libraries()
+    }
+
+
+def _pass_files(build: Build) -> dict[str, str]:
+    """Files that passes' options name, such as a teacher's weights."""
+    folder = build.recipe.folder
+    return {
+        os.path.relpath(path, folder): file_sha256(path)
+        for variant in build.recipe.variants.values()
+        for entry in variant.passes
+        for path in entry.pass_.files(folder)
     }
 
 

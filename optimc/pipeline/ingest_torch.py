@@ -250,7 +250,8 @@ def write_exported(
         comparison = front.compare(whole.path, feeds)
         with_outputs(whole, recipe).save(folder / "model")
     said = [*description.notes, *notes, *loaded.notes, str(comparison)]
-    content = json.dumps({"notes": said, "known": known, "error": comparison.error})
+    errors = [comparison.error, comparison.max_abs, comparison.sqnr_db]
+    content = json.dumps({"notes": said, "known": known, "errors": errors})
     (folder / "source.json").write_text(content, encoding="utf-8")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,8 +96,18 @@ def _is_quantization(name: str) -> bool:
     return plain in _QUANTIZED or plain.startswith("QLinear") or plain.endswith("Integer")
 
 
-def _shapes(path: Path) -> dict[str, Sequence[int]]:
-    """Shapes by value name, inferred with every symbolic dim at 1."""
+def macs_of(path: Path, sizes: Mapping[str, int]) -> int | None:
+    """Multiply-accumulates as `Inspection` counts them, with symbolic dims of these `sizes`.
+
+    None where a shape is not known.
+    """
+    shapes = _shapes(path, sizes)
+    counts = [_macs(node, shapes) for node in _loaded(path).graph.all_nodes()]
+    return sum(count for count in counts if count is not None) if None not in counts else None
+
+
+def _shapes(path: Path, sizes: Mapping[str, int] | None = None) -> dict[str, Sequence[int]]:
+    """Shapes by value name, inferred with symbolic dims of `sizes`, others at 1."""
     import onnx
 
     from optimc.frontends.onnx_files import parse
@@ -107,7 +117,7 @@ def _shapes(path: Path) -> dict[str, Sequence[int]]:
     for value in (*proto.graph.input, *proto.graph.output):
         for dim in value.type.tensor_type.shape.dim:
             if not dim.HasField("dim_value"):
-                dim.dim_value = 1
+                dim.dim_value = (sizes or {}).get(dim.dim_param, 1)
     del proto.graph.value_info[:]
     for tensor in proto.graph.initializer:
         if math.prod(tensor.dims) > 1024:

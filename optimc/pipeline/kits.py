@@ -139,7 +139,7 @@ def _kit_file(
         options=target.model_dump(mode="json"),
         dims=dict(build.data.dims),
         seed=recipe.seed,
-        lossy=result.lossy,
+        lossy=result.lossy_since_export,
         signature=json.loads(json.dumps(model.signature.to_json())),  # lists, not tuples
         model=Stored(file="model/model.onnx", digest=model.digest),
         source=Stored(file="source/model.onnx", digest=build.origin(result).digest),

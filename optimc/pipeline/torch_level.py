@@ -55,8 +55,9 @@ class Lowered:
 
     model: OnnxModel
     path: Path
-    error: float
-    """The greatest error between torch and ONNX on the probes, as a share of the scale."""
+    errors: tuple[float, float, float]
+    """Between torch and ONNX on the probes: the greatest as a share of the output's scale, the
+    greatest, and the SQNR in dB."""
     note: str
     seconds: float
     cached: bool
@@ -230,7 +231,12 @@ class TorchLevel:
         )
         seconds = time.perf_counter() - started
         return Lowered(
-            start.model, start.path, content["error"], content["notes"][-1], seconds, cached
+            start.model,
+            start.path,
+            tuple(content["errors"]),
+            content["notes"][-1],
+            seconds,
+            cached,
         )
 
 
@@ -249,9 +255,9 @@ def _without_provenance(folder: Path) -> OnnxModel:
 
 def export_outcome(before: TorchModel, found: Lowered) -> PassOutcome:
     """The export as the report tells it, between the passes of the two levels."""
-    finding = Finding(
-        Verdict.WITHIN_TOLERANCE if found.error else Verdict.EQUIVALENT, max_rel_error=found.error
-    )
+    relative, greatest, sqnr_db = found.errors
+    verdict = Verdict.WITHIN_TOLERANCE if relative else Verdict.EQUIVALENT
+    finding = Finding(verdict, None, greatest, relative, sqnr_db)
     return PassOutcome(
         name="export",
         options={},

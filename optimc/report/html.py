@@ -14,6 +14,8 @@ from optimc.report import figures, pictures, rows, verdict
 from optimc.report.escape import one_line
 from optimc.report.findings import findings, refusal_groups
 from optimc.report.layers import layer_table
+from optimc.report.step_rows import HEADER as STEP_HEADER
+from optimc.report.step_rows import step_rows
 from optimc.report.values import Skipped
 
 if TYPE_CHECKING:
@@ -94,6 +96,9 @@ def _environment() -> Environment:
         verdict=verdict,
         rows_of=rows,
         pass_charts=pictures.pass_charts,
+        steps_chart=pictures.steps_chart,
+        step_rows=step_rows,
+        step_header=STEP_HEADER,
         option_text=_option_text,
         refusal_groups=refusal_groups,
     )

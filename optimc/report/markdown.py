@@ -11,6 +11,7 @@ from optimc.report.escape import one_line
 from optimc.report.findings import findings, refusal_groups
 from optimc.report.layers import layer_table
 from optimc.report.rows import SKIPPED, case_text, conditions, first_case, primary_metric, rows
+from optimc.report.step_rows import HEADER, step_rows
 from optimc.report.values import Skipped
 from optimc.report.verdict import check_message, headline
 
@@ -33,6 +34,7 @@ def to_markdown(report: Report) -> str:
         _checks(report),
         _latency(report),
         _findings(report),
+        _steps(report),
         _passes(report),
         _layers(report),
         _conditions(report),
@@ -127,6 +129,15 @@ def _findings(report: Report) -> list[str]:
         cells = f" ({', '.join(map(code, finding.cells))})" if finding.cells else ""
         lines.append(f"- **{finding.kind}**, {code(finding.what)}{cells}: {text(finding.reason)}")
     return lines if found else [*lines, "Nothing: every figure was measured, every pass kept."]
+
+
+def _steps(report: Report) -> list[str]:
+    lines: list[str] = []
+    for one in report.steps:
+        body = [[code(row.name), *row.cells[1:]] for row in step_rows(one)]
+        title = f"## {code(one.cell)} from pass to pass"
+        lines += [title, "", *_table(HEADER, body, right=range(1, 6)), ""]
+    return lines[:-1]
 
 
 def _passes(report: Report) -> list[str]:

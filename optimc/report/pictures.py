@@ -10,6 +10,7 @@ from optimc.report.chart_svg import Chart
 from optimc.report.charts import (
     Interval,
     Point,
+    along,
     bars,
     intervals,
     shortened,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from optimc.report.layers import LayerTable
     from optimc.report.schema import Cell, Metric, Report, Speedup
+    from optimc.report.steps import CellSteps
 
 _MOST_LAYERS = 12
 _MOST_CELLS = 24
@@ -163,6 +165,32 @@ def pass_charts(report: Report, cell: Cell) -> tuple[Chart, ...]:
             )
         )
     return tuple(made)
+
+
+def steps_chart(one: CellSteps, index: int) -> Chart | None:
+    """What each pass gave in speed and took in accuracy: a path from the source to the result."""
+    points = [
+        Point(
+            step.name,
+            step.speedup,
+            step.drop,
+            None,
+            "source" if number == 0 else "cell",
+            f"{step.name}: {figures.trimmed(step.speedup, 3)}{figures.TIMES}, "
+            f"drop {figures.trimmed(step.drop, 3)}",
+        )
+        for number, step in enumerate(one.steps)
+        if not isinstance(step.speedup, Skipped) and not isinstance(step.drop, Skipped)
+    ]
+    if len(points) < 2:
+        return None
+    return along(
+        f"steps-{index}",
+        f"{one.cell} from pass to pass: speed against drop",
+        points,
+        axes=("speed-up over the source", f"drop of {shortened(one.metric or 'metric')}"),
+        write=lambda value: figures.trimmed(value, 3),
+    )
 
 
 def layer_kinds(report: Report, table: LayerTable) -> tuple[tuple[str, str], ...]:

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from optimc.report.profile import EngineProfile
 from optimc.report.ranges import CellRanges
 from optimc.report.samples import ShownSample
+from optimc.report.steps import CellSteps
 from optimc.report.values import (
     Change,
     CheckVerdict,
@@ -438,6 +439,10 @@ class Report(Node):
     ] = ()
     ranges: Annotated[
         tuple[CellRanges, ...], Field(description="Of what ships (else the fastest cell).")
+    ] = ()
+    steps: Annotated[
+        tuple[CellSteps, ...],
+        Field(description="Of what ships (else the fastest cell), where passes changed a module."),
     ] = ()
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ from optimc.report import figures
 from optimc.report.escape import log_line, log_text
 from optimc.report.findings import findings
 from optimc.report.rows import first_case, noise_floor_text, primary_metric, rows
+from optimc.report.step_rows import step_rows
 from optimc.report.verdict import check_message, headline
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def print_summary(report: Report, files: Sequence[Path], stream: TextIO) -> None
 def _parts(report: Report, files: Sequence[Path]) -> Iterator[RenderableType]:
     yield _cells(report)
     yield ""
+    yield from _steps(report)
     yield from _findings(report)
     yield from _checks(report)
     for warning in report.warnings:
@@ -148,6 +150,14 @@ def _findings(report: Report) -> Iterator[RenderableType]:
         yield _entry(finding.kind, STYLES.get(finding.kind, "dim"), text)
     if len(found) > MAX_FINDINGS:
         yield _entry("", "", f"and {len(found) - MAX_FINDINGS} more: see the report")
+
+
+def _steps(report: Report) -> Iterator[RenderableType]:
+    for one in report.steps:
+        for number, row in enumerate(step_rows(one)):
+            text = f"{row.name}: {row.macs} MACs, {row.size}, drop {row.drop}, {row.speedup}"
+            yield _entry("" if number else one.cell, "bold", text)
+        yield ""
 
 
 def _checks(report: Report) -> Iterator[RenderableType]:

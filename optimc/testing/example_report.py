@@ -37,6 +37,7 @@ from optimc.report.schema import (
     Verification,
     WorstSample,
 )
+from optimc.report.steps import CellSteps, Step
 from optimc.report.values import Skipped
 
 HOSTILE_NAMES = (
@@ -136,6 +137,7 @@ def hostile_report(text: str) -> Report:
             "command": text,
             "profiles": _profiles(cells[0].name, text),
             "ranges": _ranges(text, text),
+            "steps": _steps(text),
             "shown": (ShownSample(number=4711, texts=(text,)),),
             "warnings": (text,),
             "notes": (text,),
@@ -212,12 +214,51 @@ def _report(cells: tuple[Cell, ...], gate: Gate, best: CellName) -> Report:
         gate=gate,
         profiles=_profiles("int8/ort", "/conv1/Conv"),
         ranges=_ranges("int8/ort", "/conv1/Conv_output_0"),
+        steps=_steps("int8/ort"),
         shown=(ShownSample(number=4711, texts=("a picture of a frog",), png=_PNG),),
         warnings=("The second core was busy while this was measured: load 1.3.",),
         notes=(
             "269 initializers that the model also lists as inputs were taken as constants.",
             "The identity of the engines is the digest of the ONNX graph: OpenVINO's own files "
             "differ from build to build.",
+        ),
+    )
+
+
+def _steps(cell: str) -> tuple[CellSteps, ...]:
+    return (
+        CellSteps(
+            cell=cell,
+            metric="top1",
+            steps=(
+                Step(
+                    name="source",
+                    parameters=855_770,
+                    bytes=3_423_080,
+                    macs=125_485_760,
+                    drop=0.0,
+                    speedup=1.0,
+                ),
+                Step(
+                    name="1. prune_depth",
+                    parameters=391_706,
+                    bytes=1_566_824,
+                    macs=54_706_816,
+                    drop=0.61,
+                    drop_ci95=(0.59, 0.63),
+                    speedup=2.31,
+                    speedup_ci95=(2.27, 2.35),
+                ),
+                Step(
+                    name="2. train",
+                    parameters=391_706,
+                    bytes=1_566_824,
+                    macs=54_706_816,
+                    drop=0.004,
+                    drop_ci95=(0.001, 0.007),
+                    speedup=Skipped(skipped="the sessions were too few"),
+                ),
+            ),
         ),
     )
 
