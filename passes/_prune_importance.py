@@ -53,11 +53,12 @@ def _values(part: Slice, how: str, gradients: Mapping[int, torch.Tensor]) -> tor
     from torch import nn
 
     module: Any = part.module
-    scales = isinstance(module, nn.modules.batchnorm._BatchNorm)
-    if how == "bn_scale":
-        return module.weight.detach().double().abs() if scales and module.affine else None
-    if scales and how == "group_norm" and module.affine:
-        return module.weight.detach().double().square()
+    scaled = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine
+    if how == "bn_scale" or (scaled and how == "group_norm"):
+        if not scaled:
+            return None
+        scale: torch.Tensor = module.weight.detach().double()
+        return scale.abs() if how == "bn_scale" else scale.square()
     if part.leaf or not isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
         return None
     if part.reads and how != "group_norm":
