@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from optimc.core.errors import CellError, InputError, PreconditionError
+from optimc.core.errors import CellError, InputError, PreconditionError, UnavailableError
 from optimc.core.passes import Input, PassResult, RewriteLog
 from optimc.core.torch_model import TorchModel
 from optimc.core.workbench import Workbench
@@ -525,6 +525,14 @@ def test_a_model_without_widths_to_cut_is_an_error(nets: Any, tmp_path: Path) ->
     bench = bench_of(nets, nets.ResidualNet)
     with pytest.raises(PreconditionError, match=r"no width of this model can be cut; stem: `\*`"):
         run(bench, tmp_path, PruneWidth(macs=0.5, keep=["*"]))
+
+
+def test_the_extra_is_named_where_it_is_missing(
+    nets: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    with pytest.raises(UnavailableError, match=r"pip install 'optimc\[torch\]'"):
+        run(bench_of(nets, nets.ResidualNet), tmp_path, PruneWidth(macs=0.5))
 
 
 def test_masks_of_earlier_passes_are_an_error(nets: Any, tmp_path: Path) -> None:
