@@ -32,6 +32,7 @@ EXTRAS = (
     "tensorrt",
     "tokenizers",
     "torch",
+    "torch_pruning",
     "transformers",
 )
 DECOYS = ("calibration", "json", "numpy", "onnx", "optimc", "passes", "recipes", "typer")

@@ -158,11 +158,12 @@ def _seen(bench: Workbench, names: Sequence[str]) -> dict[str, list[bool]]:
 
     def watch(name: str) -> Any:
         def hook(module: Any, arguments: Any, keywords: Any, output: Any) -> None:
-            first = arguments[0] if arguments else next(iter(keywords.values()), None)
+            first: Any = arguments[0] if arguments else next(iter(keywords.values()), None)
             given = output[0] if isinstance(output, tuple) and len(output) == 1 else output
-            tensors = isinstance(first, torch.Tensor) and isinstance(given, torch.Tensor)
-            same = tensors and first.shape == given.shape and first.dtype == given.dtype
-            seen.setdefault(name, []).append(bool(same))
+            alike = isinstance(first, torch.Tensor) and isinstance(given, torch.Tensor)
+            if alike:
+                alike = first.shape == given.shape and first.dtype == given.dtype
+            seen.setdefault(name, []).append(alike)
 
         return hook
 

@@ -14,7 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from optimc.core.errors import PreconditionError, missing_extra
 
@@ -77,6 +79,29 @@ class Group:
     """For heads: the module that holds their count."""
     updates: tuple[str, ...] = ()
     """Attributes of that module that say how many heads there are, or how wide they are."""
+    problem: str = ""
+    """Why torch-pruning cannot tell what belongs to the group."""
+
+
+class _EndlessError(Exception):
+    """torch-pruning follows some operators (halves that are swapped, as rotary embeddings do) round
+    and round, to channels that are not there."""
+
+
+_MOST_PLACES = 4_000
+"""Where a dimension may be bound to; real groups have some hundred places."""
+
+
+def _bounded(kind: Any) -> Any:
+    """The class of torch-pruning's groups, with an end to how many places one may hold."""
+
+    class Bounded(kind):  # type: ignore[misc]
+        def add_dep(self, dep: Any, idxs: Any) -> None:
+            if len(self) >= _MOST_PLACES:
+                raise _EndlessError("torch-pruning finds no end to what depends on these channels")
+            super().add_dep(dep, idxs)
+
+    return Bounded
 
 
 class Graph:
@@ -121,31 +146,40 @@ class Graph:
             ) from error
 
     def groups(self) -> Iterator[Group]:
-        """All groups whose first layer is a convolution or a linear layer."""
+        """All groups that a convolution or a linear layer begins."""
         from torch import nn
 
         seen: set[int] = set()
-        kinds = [nn.modules.conv._ConvNd, nn.Linear]
+        kinds = (nn.modules.conv._ConvNd, nn.Linear)
         order = {module: place for place, module in enumerate(self.names)}
-        for found in self._graph.get_all_groups(root_module_types=kinds):
-            root = found[0].dep.target.module
-            if root not in self.names or id(root) in seen:
+        for root in list(self._graph.module2node):
+            if not isinstance(root, kinds) or root not in self.names or id(root) in seen:
+                continue
+            pruner = self._graph.get_pruner_of_module(root)
+            count = int(pruner.get_out_channels(root))
+            try:
+                found = self._bound(root, pruner.prune_out_channels, range(count))
+            except _EndlessError as error:
+                yield Group(self.names[root], _kind(root), root, [], [], [], problem=str(error))
                 continue
             slices = self._slices(found)
             seen |= {id(part.module) for part in slices if not part.reads}
             operators = [dep.target for dep, _ in found if dep.target.module not in self.names]
-            makers = [
-                p.module for p in slices if isinstance(p.module, tuple(kinds)) and not p.reads
-            ]
+            makers = [p.module for p in slices if isinstance(p.module, kinds) and not p.reads]
             name = self.names[min([root, *makers], key=lambda module: order[module])]
             group = Group(name, _kind(root), root, slices, operators, [])
-            self._set_units(group, len(found[0].idxs))
+            self._set_units(group, count)
             yield group
 
     def cut(self, group: Group, channels: Sequence[int]) -> list[Slice]:
         """The slices that go where `channels` of the group's root do."""
-        handler = group.slices[0].handler
-        return self._slices(self._graph.get_pruning_group(group.root, handler, list(channels)))
+        return self._slices(self._bound(group.root, group.slices[0].handler, channels))
+
+    def _bound(self, root: nn.Module, handler: Any, channels: Sequence[int]) -> Any:
+        """What torch-pruning binds to these channels. Raises _EndlessError, see there."""
+        module = import_module("torch_pruning.dependency.graph")
+        with patch.object(module, "Group", _bounded(module.Group)):
+            return self._graph.get_pruning_group(root, handler, list(channels))
 
     def _slices(self, found: Any) -> list[Slice]:
         from torch import nn
@@ -176,17 +210,17 @@ class Graph:
         return slices
 
     def _set_units(self, group: Group, count: int) -> None:
-        if group.kind == "hidden" and (found := self._attention(group)) is not None:
+        if group.kind == "hidden" and (found := self._attention(group, count)) is not None:
             group.kind = "heads"
             group.attention, heads, group.updates = found
-            width = count // heads
-            group.units = [tuple(range(h * width, (h + 1) * width)) for h in range(heads)]
+            size = count // heads
+            group.units = [tuple(range(h * size, (h + 1) * size)) for h in range(heads)]
             return
         groups = max([1, *(_groups(part.module) for part in group.slices)])
         width = count // groups
         group.units = [tuple(k + g * width for g in range(groups)) for k in range(width)]
 
-    def _attention(self, group: Group) -> tuple[str, int, tuple[str, ...]] | None:
+    def _attention(self, group: Group, width: int) -> tuple[str, int, tuple[str, ...]] | None:
         """The module with the heads, their count, and the attributes that depend on it."""
         from torch import nn
 
@@ -199,9 +233,8 @@ class Graph:
             told = next((n for p, n in self._heads.items() if fnmatchcase(name, p)), None)
             counts = [getattr(module, key, None) for key in HEAD_COUNTS]
             heads = told or next((n for n in counts if type(n) is int and n > 1), None)
-            if heads is None or group.root.out_features % heads:
+            if heads is None or width % heads:
                 continue
-            width = group.root.out_features
             updates = [key for key in HEAD_COUNTS if getattr(module, key, None) == heads]
             updates += [key for key in HEAD_WIDTHS if getattr(module, key, None) == width]
             return name, heads, tuple(updates)

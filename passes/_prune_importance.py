@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optimc.passes._prune_groups import Group, Slice
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 
 def unit_scores(group: Group, how: str, gradients: Mapping[int, torch.Tensor]) -> list[float]:
@@ -53,12 +52,13 @@ def _values(part: Slice, how: str, gradients: Mapping[int, torch.Tensor]) -> tor
     """What each index of the slice's whole dimension adds to its channel's sum."""
     from torch import nn
 
-    module = part.module
-    scales = isinstance(module, nn.modules.batchnorm._BatchNorm)
-    if how == "bn_scale":
-        return module.weight.detach().double().abs() if scales and module.affine else None
-    if scales and how == "group_norm" and module.affine:
-        return module.weight.detach().double().square()
+    module: Any = part.module
+    scaled = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine
+    if how == "bn_scale" or (scaled and how == "group_norm"):
+        if not scaled:
+            return None
+        scale: torch.Tensor = module.weight.detach().double()
+        return scale.abs() if how == "bn_scale" else scale.square()
     if part.leaf or not isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
         return None
     if part.reads and how != "group_norm":
@@ -72,12 +72,12 @@ def _values(part: Slice, how: str, gradients: Mapping[int, torch.Tensor]) -> tor
     return weight.square().sum(1)
 
 
-def _by_channel(module: nn.Module, weight: torch.Tensor, *, reads: bool) -> torch.Tensor:
+def _by_channel(module: Any, weight: torch.Tensor, *, reads: bool) -> torch.Tensor:
     """The weights as one row for each channel that the layer makes or reads; float64."""
     weight = weight.double()
     groups = int(getattr(module, "groups", 1))
     if bool(getattr(module, "transposed", False)) == reads:
         return weight.flatten(1)
     # [groups, of the first axis, of the second, ...]: a group's channels follow one another.
-    parts = weight.unflatten(0, (groups, weight.shape[0] // groups)).transpose(1, 2)
+    parts = weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2)
     return parts.flatten(0, 1).flatten(1)

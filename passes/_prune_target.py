@@ -96,7 +96,7 @@ class Measured:
         for name in ("macs", "parameters"):
             share = getattr(options, name)
             if share is not None:
-                return figures[name] <= share * self.whole[name]
+                return bool(figures[name] <= share * self.whole[name])
         if options.speedup is not None:
             return self._speedup() >= options.speedup
         assert options.max_drop is not None

@@ -56,9 +56,9 @@ def _loss(outputs: Mapping[str, torch.Tensor], batch: StoredBatch) -> torch.Tens
 
     first = next(iter(outputs.values()))
     labels = batch.labels
-    classes = labels is not None and labels.dtype.kind in "iu" and labels.ndim == 1
-    if classes and first.dim() == 2 and first.shape[1] > int(np.max(labels)):
-        wanted = torch.from_numpy(np.asarray(labels, np.int64))
-        return torch.nn.functional.cross_entropy(first, wanted)
+    if labels is not None and labels.dtype.kind in "iu" and labels.ndim == 1 and first.dim() == 2:
+        classes = torch.from_numpy(np.asarray(labels, np.int64))
+        if first.shape[1] > int(classes.max()):
+            return torch.nn.functional.cross_entropy(first, classes)
     squares = [t.square().mean() for t in outputs.values() if t.is_floating_point()]
     return torch.stack(squares).sum() / 2

@@ -122,6 +122,8 @@ class _Surgeon:
     def _left_alone(
         self, group: Group, keep: Sequence[str], kinds: Sequence[str], how: str
     ) -> str | None:
+        if group.problem:
+            return group.problem
         names = [self._graph.names[part.module] for part in group.slices if not part.reads]
         for pattern in keep:
             kept = next((name for name in names if _named(name, pattern)), None)
@@ -247,5 +249,5 @@ def _pads_channels(node: Any, group: Group) -> bool:
     if gradient is None or "ConstantPad" not in gradient.name():
         return False
     pads = [int(n) for n in getattr(gradient, "_saved_pad", ())]
-    spatial = max(group.root.weight.dim() - 2, 0)
+    spatial = max(group.root.get_parameter("weight").dim() - 2, 0)
     return any(pads[2 * spatial : 2 * spatial + 2])

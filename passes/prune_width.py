@@ -14,6 +14,7 @@ from pydantic import Field
 
 from optimc.core.errors import PreconditionError
 from optimc.core.passes import Input, PassContext, PassResult, Workshop
+from optimc.passes import _prune_width_work as work
 from optimc.passes._prune_allocate import Level, Units, levels, nearest, widths
 from optimc.passes._prune_target import Measured, Pruning, Share, check_replayed
 
@@ -42,8 +43,8 @@ class PruneWidth(Pruning):
         `speedup` every level tried is exported and timed on the cell's target, in turns with the
         model as it came to this pass; fewer MACs are often not faster. What was chosen by measuring
         goes into the lock.
-    Options: macs, parameters, ratio, speedup, max_drop, importance, align, floor, whole, cut,
-        heads, keep.
+    Options: macs, parameters, ratio, speedup, max_drop, importance, align, floor, global_ranking,
+        cut, heads, keep.
     """
 
     ratio: Share | None = None
@@ -57,7 +58,7 @@ class PruneWidth(Pruning):
     """Widths that are cut become multiples of this: kernels work on blocks of channels."""
     floor: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """The share of a group's units that is left at least, whatever the target."""
-    whole: bool = False
+    global_ranking: bool = False
     """Whether all units are ranked together (global pruning), relative to their group's mean, so
     that unimportant layers lose more; else every group loses the same share."""
     cut: list[Literal["channels", "heads", "hidden"]] = Field(
@@ -89,11 +90,9 @@ class PruneWidth(Pruning):
             return _Run(self, context, shop, model, groups, measured).result()
 
     def _survey(self, shop: Workshop, context: PassContext) -> Any:
-        from optimc.passes import _prune_width_work as calls
-
         samples = str(context.training.stored()) if self.importance == "taylor" else None
         told = shop.call(
-            calls.survey,
+            work.survey,
             importance=self.importance,
             heads=self.heads,
             keep=self.keep,
@@ -151,10 +150,8 @@ class _Run:
         )
 
     def _apply(self, level: Level) -> Mapping[str, int]:
-        from optimc.passes import _prune_width_work as calls
-
         removed = {g.name: g.removed(n) for g, n in zip(self.groups, level, strict=True)}
-        figures: Mapping[str, int] = self.shop.call(calls.cut, removed=removed).data
+        figures: Mapping[str, int] = self.shop.call(work.cut, removed=removed).data
         return figures
 
     def _level(self) -> Level:
@@ -162,7 +159,7 @@ class _Run:
         if choice is not None:
             check_replayed(choice, (g.name for g in self.groups), "group")
             return tuple(int(choice.get(g.name, len(g.scores))) for g in self.groups)
-        found = levels(self.groups, options.align, options.floor, whole=options.whole)
+        found = levels(self.groups, options.align, options.floor, whole=options.global_ranking)
         if not found:
             raise PreconditionError(
                 f"no width can be cut to a multiple of {options.align}",
@@ -175,12 +172,15 @@ class _Run:
     def _searched(self, found: list[Level]) -> Level:
         """The first level that meets the target; for a budget the last."""
         last: Mapping[str, int] = {}
+        ratios: dict[int, float | None] = {}
 
         def met(number: int) -> bool:
             nonlocal last
             self.context.progress(0.5, f"trying level {number + 1} of {len(found)}")
             last = self._apply(found[number])
-            return self.measured.met(last)
+            answer = self.measured.met(last)
+            ratios[number] = self.measured.ratio
+            return answer
 
         if self.measured.grows and not met(len(found) - 1):
             fix = "give a nearer target, a smaller `align` or `floor`, or less in `keep`"
@@ -193,6 +193,7 @@ class _Run:
             else:
                 low = middle + 1
         if self.measured.grows:
+            self.measured.ratio = ratios[low]
             return found[low]
         # `low` levels keep within the budget; with none of them the model stays whole.
         return found[low - 1] if low else tuple(len(g.scores) for g in self.groups)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ from optimc.core.torch_model import TorchModel
 from optimc.core.workbench import Workbench
 from optimc.passes._prune_blocks import survey
 from optimc.passes.prune_depth import PruneDepth
+from optimc.testing.commands import run_optimc
 from optimc.testing.pruning import (
     CountedTuning,
     CountingDevice,
@@ -314,3 +317,48 @@ def test_targets_out_of_reach_are_errors(nets: Any, tmp_path: Path) -> None:
 def test_bad_options_are_told(options: dict[str, Any], told: str) -> None:
     with pytest.raises(ValidationError, match=told):
         PruneDepth(**options)
+
+
+RECIPE = """
+model: {factory: "prunable_nets:ResidualNet"}
+inputs: {image: {shape: [batch, 3, 16, 16], dtype: float32, range: [-3, 3]}}
+dims: {batch: {min: 1, typical: 1, max: 4}}
+data:
+  tuning: {npz: tuning.npz, inputs: {image: images}, labels: labels}
+  evaluation: {npz: evaluation.npz, inputs: {image: images}, labels: labels}
+metrics: {top1: {}}
+variants:
+  whole: []
+  small: [PASS]
+targets: {ort: {runtime: onnxruntime, threads: 1}}
+benchmark: {cases: [{batch: 1}], at_most: 2 s}
+gate: {drop: {top1: 1.0}}
+"""
+
+
+@pytest.mark.slow
+def test_a_build_ships_the_smaller_model_and_its_lock_replays_it(
+    tmp_path: Path, repository: Path
+) -> None:
+    shutil.copy(repository / "tests" / "passes" / "user_code" / "prunable_nets.py", tmp_path)
+    rng = np.random.default_rng(0)
+    for name in ("tuning", "evaluation"):
+        images = rng.standard_normal((40, 3, 16, 16)).astype(np.float32)
+        np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(40) % 10)
+    recipe = RECIPE.replace("PASS", "{prune_depth: {blocks: 1}}")
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    built = run_optimc("build", "recipe.yaml", "-o", "out", "--no-cache", cwd=tmp_path)
+    assert built.code == 0, built.err
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    whole, small = report["results"]
+    (done,) = [found for found in small["passes"] if found["pass"] == "prune_depth"]
+    assert done["modified"]
+    assert done["verdict"] == "lossy"
+    assert done["rewrites"]
+    assert small["engine"]["bytes"] < 0.8 * whole["engine"]["bytes"]
+    again = run_optimc("build", "recipe.yaml", "--locked", "-o", "two", "--no-cache", cwd=tmp_path)
+    assert again.code == 0, again.err
+    replayed = json.loads((tmp_path / "two" / "report.json").read_text())
+    assert [r["engine"]["sha256"] for r in replayed["results"]] == [
+        r["engine"]["sha256"] for r in report["results"]
+    ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +15,14 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from optimc.core.errors import CellError, InputError, PreconditionError
+from optimc.core.errors import CellError, InputError, PreconditionError, UnavailableError
 from optimc.core.passes import Input, PassResult, RewriteLog
 from optimc.core.torch_model import TorchModel
 from optimc.core.workbench import Workbench
 from optimc.passes._prune_allocate import Units, levels, nearest
 from optimc.passes._prune_width_work import cut, survey
 from optimc.passes.prune_width import PruneWidth
+from optimc.testing.commands import run_optimc
 from optimc.testing.pruning import (
     CountedTuning,
     CountingDevice,
@@ -252,6 +255,13 @@ def test_what_cannot_be_cut_is_refused_with_its_reason(nets: Any) -> None:
     assert "are apart by" in reasons["gating"]
 
 
+def test_dependencies_without_an_end_are_refused(nets: Any) -> None:
+    told = surveyed(bench_of(nets, nets.RotatedNet, "tokens", torch.randn(2, 5, 16)))
+    assert [group["name"] for group in told["groups"]] == ["hidden"]
+    reasons = {where: reason for _, where, reason in told["refused"]}
+    assert "no end to what depends on these channels" in reasons["rotated"]
+
+
 def test_heads_under_another_name_are_found_by_the_option(nets: Any) -> None:
     tokens = torch.randn(2, 5, 32)
     bench = bench_of(nets, nets.AttentionNet, "tokens", tokens)
@@ -266,7 +276,7 @@ def test_keep_and_cut_leave_groups_alone(nets: Any) -> None:
     told = surveyed(bench_of(nets, nets.ResidualNet), keep=["blocks.1"])
     assert [g["name"] for g in told["groups"]] == ["blocks.0.conv1", "blocks.2.conv1"]
     reasons = {where: reason for _, where, reason in told["refused"]}
-    assert reasons["stem"] == "`blocks.1` in keep names blocks.1.conv2, which has the same channels"
+    assert reasons["stem"] == "`blocks.1` in keep names blocks.1.bn2, which has the same channels"
     told = surveyed(small_bert(nets), kinds=["hidden"])
     assert {g["kind"] for g in told["groups"]} == {"hidden"}
     assert ("prune heads", "`cut` does not name heads") in {(r, w) for r, _, w in told["refused"]}
@@ -375,7 +385,8 @@ def test_taylor_ranks_by_gradients_on_training_samples(nets: Any, tmp_path: Path
     scores = {group["name"]: group["scores"] for group in runs[0]["groups"]}
     # Nothing reads the channel: the loss does not depend on the filter that makes it.
     assert scores["blocks.0.conv1"][4] == 0.0
-    assert min(scores["blocks.1.conv1"]) > 0.0
+    assert sum(scores["blocks.0.conv1"]) > 0.0
+    assert sum(scores["blocks.1.conv1"]) > 0.0
 
 
 def test_levels_are_aligned_and_end_at_the_floor() -> None:
@@ -439,7 +450,7 @@ def test_the_same_run_gives_the_same_digest(nets: Any, tmp_path: Path) -> None:
     digests = set()
     for number in range(2):
         bench = bench_of(nets, nets.ResidualNet)
-        result = run(bench, tmp_path / str(number), PruneWidth(macs=0.5, whole=True))
+        result = run(bench, tmp_path / str(number), PruneWidth(macs=0.5, global_ranking=True))
         digests.add(result.model.digest)
     assert len(digests) == 1
 
@@ -465,6 +476,7 @@ def test_a_speedup_is_measured_and_replayed_from_the_lock(nets: Any, tmp_path: P
     assert isinstance(result.model, TorchModel)
     times = [1e6 + stats.macs for stats in (source_model(again).stats, result.model.stats)]
     assert times[0] / times[1] >= 1.4
+    assert result.stats["speedup"] == pytest.approx(times[0] / times[1], abs=1e-3)
     assert 2 <= len(device.timed) <= 8
     silent = CountingDevice(lambda model: 1.0)
     locked = run(again, tmp_path / "b", pass_, timed_device=silent, choice=result.choice)
@@ -515,6 +527,14 @@ def test_a_model_without_widths_to_cut_is_an_error(nets: Any, tmp_path: Path) ->
         run(bench, tmp_path, PruneWidth(macs=0.5, keep=["*"]))
 
 
+def test_the_extra_is_named_where_it_is_missing(
+    nets: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    with pytest.raises(UnavailableError, match=r"pip install 'optimc\[torch\]'"):
+        run(bench_of(nets, nets.ResidualNet), tmp_path, PruneWidth(macs=0.5))
+
+
 def test_masks_of_earlier_passes_are_an_error(nets: Any, tmp_path: Path) -> None:
     bench = bench_of(nets, nets.ResidualNet)
     weight = bench.module.get_parameter("stem.weight")
@@ -544,3 +564,48 @@ def test_inputs_are_asked_for_where_options_need_them() -> None:
     assert PruneWidth(macs=0.5).needs == frozenset()
     assert PruneWidth(macs=0.5, importance="taylor").needs == {Input.TRAINING}
     assert PruneWidth(max_drop=0.1).needs == {Input.TUNING}
+
+
+RECIPE = """
+model: {factory: "prunable_nets:ResidualNet"}
+inputs: {image: {shape: [batch, 3, 16, 16], dtype: float32, range: [-3, 3]}}
+dims: {batch: {min: 1, typical: 1, max: 4}}
+data:
+  tuning: {npz: tuning.npz, inputs: {image: images}, labels: labels}
+  evaluation: {npz: evaluation.npz, inputs: {image: images}, labels: labels}
+metrics: {top1: {}}
+variants:
+  whole: []
+  small: [PASS]
+targets: {ort: {runtime: onnxruntime, threads: 1}}
+benchmark: {cases: [{batch: 1}], at_most: 2 s}
+gate: {drop: {top1: 1.0}}
+"""
+
+
+@pytest.mark.slow
+def test_a_build_ships_the_smaller_model_and_its_lock_replays_it(
+    tmp_path: Path, repository: Path
+) -> None:
+    shutil.copy(repository / "tests" / "passes" / "user_code" / "prunable_nets.py", tmp_path)
+    rng = np.random.default_rng(0)
+    for name in ("tuning", "evaluation"):
+        images = rng.standard_normal((40, 3, 16, 16)).astype(np.float32)
+        np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(40) % 10)
+    recipe = RECIPE.replace("PASS", "{prune_width: {max_drop: 0.9, floor: 0.3}}")
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    built = run_optimc("build", "recipe.yaml", "-o", "out", "--no-cache", cwd=tmp_path)
+    assert built.code == 0, built.err
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    whole, small = report["results"]
+    (done,) = [found for found in small["passes"] if found["pass"] == "prune_width"]
+    assert done["modified"]
+    assert done["verdict"] == "lossy"
+    assert done["rewrites"]
+    assert small["engine"]["bytes"] < 0.8 * whole["engine"]["bytes"]
+    again = run_optimc("build", "recipe.yaml", "--locked", "-o", "two", "--no-cache", cwd=tmp_path)
+    assert again.code == 0, again.err
+    replayed = json.loads((tmp_path / "two" / "report.json").read_text())
+    assert [r["engine"]["sha256"] for r in replayed["results"]] == [
+        r["engine"]["sha256"] for r in report["results"]
+    ]

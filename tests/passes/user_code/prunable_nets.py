@@ -67,6 +67,7 @@ class DenseNet(nn.Module):
             nn.Sequential(nn.BatchNorm2d(w), nn.ReLU(), nn.Conv2d(w, 16, 3, padding=1))
             for w in (16, 32, 48)
         )
+        self.norm = nn.BatchNorm2d(64)
         self.head = nn.Linear(64 * 4, 10)
 
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -74,7 +75,8 @@ class DenseNet(nn.Module):
         x = self.stem(image)
         for block in self.blocks:
             x = torch.cat([x, block(x)], 1)
-        return {"logits": self.head(nn.functional.adaptive_avg_pool2d(x, 2).flatten(1))}
+        pooled = nn.functional.adaptive_avg_pool2d(torch.relu(self.norm(x)), 2)
+        return {"logits": self.head(pooled.flatten(1))}
 
 
 class GroupedNet(nn.Module):
@@ -153,6 +155,22 @@ class AttentionNet(nn.Module):
     def forward(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
         """Logits of [n, tokens, 32]."""
         return {"logits": self.head(self.norm(self.attention(tokens)).mean(1))}
+
+
+class RotatedNet(nn.Module):
+    """Halves that are swapped and added, as rotary embeddings do; then an MLP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rotated = nn.Linear(16, 16)
+        self.hidden = nn.Linear(16, 32)
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Logits of [n, tokens, 16]."""
+        x = self.rotated(tokens)
+        x = x * 0.8 + torch.cat((-x[..., 8:], x[..., :8]), dim=-1) * 0.6
+        return {"logits": self.head(torch.relu(self.hidden(x))).mean(1)}
 
 
 class HiddenStates(nn.Module):
