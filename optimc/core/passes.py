@@ -403,6 +403,15 @@ class PassContext:
     folder: Path = Path()
     """The recipe's, which paths in options are relative to."""
 
+    def has(self, wanted: Input) -> bool:
+        """Whether an input that the pass `wants` is there: TUNING, TRAINING or CALIBRATION."""
+        there = {
+            Input.TUNING: self.tuning_data,
+            Input.TRAINING: self.training_data,
+            Input.CALIBRATION: self.calibration_data,
+        }
+        return wanted in self.reads and there[wanted] is not None
+
     def workshop(self, model: TorchModel) -> Workshop:
         """`model` in a worker, for passes of the torch level. To be closed (``with``)."""
         assert self.open_workshop is not None
@@ -517,6 +526,16 @@ class Pass(BaseModel, ABC):
     def needs(self) -> frozenset[Input]:
         """What this instance reads besides the model: `reads`, and more if options ask for it."""
         return self.reads
+
+    @property
+    def wants(self) -> frozenset[Input]:
+        """What this instance reads too where the recipe has it: see `PassContext.has`."""
+        return frozenset()
+
+    @classmethod
+    def levels(cls) -> frozenset[Level]:
+        """All levels that the pass works on."""
+        return cls.also | {cls.level}
 
     def check(self, model: Model, context: PassContext) -> None:
         """Raises PreconditionError where the pass cannot run on `model`, with the way out."""
