@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from rich.status import Status
     from rich.text import Text
 
-    from optimc.core.model import OnnxModel
-    from optimc.pipeline.manager import PassOutcome
+    from optimc.pipeline.manager import CompiledModel, PassOutcome
 
 _PLAIN_EVERY_S = 10.0
 _MOST_NAMES = 4
@@ -99,7 +98,7 @@ class Display(Silent):
         self._done += 1
         self._estimate.share(self._done / max(self._cells, self._done))
 
-    def before_pass(self, name: str, model: OnnxModel) -> None:
+    def before_pass(self, name: str, model: CompiledModel) -> None:
         """The live line names the pass."""
         self._doing = name
 

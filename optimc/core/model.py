@@ -251,6 +251,10 @@ class OnnxModel(Model):
 def load_model(folder: Path) -> Model:
     """The model that `Model.save` wrote into `folder`; the graph itself is read later."""
     header = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    if header["level"] == Level.TORCH:
+        from optimc.core.torch_model import TorchModel
+
+        return TorchModel.load(folder)
     if header["level"] != Level.ONNX:
         raise ValueError(f"no stored form for the level {header['level']}")
     return OnnxModel(folder=folder, header=header)

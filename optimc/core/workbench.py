@@ -22,10 +22,13 @@ _PLAIN = (bool, int, float, str)
 class OpenedModule(Protocol):
     """A module with named inputs and outputs, as the front end opens it."""
 
-    names: list[str]
-    """The inputs in their order."""
-    module: torch.nn.Module
-    """The module itself."""
+    @property
+    def names(self) -> list[str]:
+        """The inputs in their order."""
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The module itself."""
 
     def outputs(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The named outputs; gradients flow where they are switched on."""
@@ -42,7 +45,7 @@ class Workbench:
         self,
         opened: OpenedModule,
         example: Mapping[str, torch.Tensor],
-        reopen: Callable[[str, Mapping[str, Any]], OpenedModule] | None = None,
+        reopen: Callable[[str, Mapping[str, Any]], OpenedModule],
     ) -> None:
         """`reopen(kind, options)` opens another model; see `opened`."""
         self._opened = opened
@@ -70,7 +73,6 @@ class Workbench:
 
     def opened(self, kind: str = "", options: Mapping[str, Any] | None = None) -> OpenedModule:
         """Another model: by default the source as it came in, for a teacher. In eval mode."""
-        assert self._reopen is not None
         return self._reopen(kind, options or {})
 
     def skip(self, name: str) -> None:

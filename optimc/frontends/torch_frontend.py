@@ -69,15 +69,19 @@ class TorchFrontEnd:
     source in messages.
     """
 
+    service = "optimc.frontends.torch_service:TorchService"
+    _more: Mapping[str, Any] = {}
+    """What the service is given besides."""
+
     def __init__(self, kind: str, options: Mapping[str, Any], *, where: str, limits: Limits):
         for module, extra in (("torch", "torch"), *([("transformers", "hf")] * (kind == "hf"))):
             if find_spec(module) is None:
                 raise missing_extra(extra, f"a model of the kind `{kind}`")
         self._where = where
-        self._worker = self._guarded(
+        self._worker: Worker = self._guarded(
             lambda: Worker(
-                "optimc.frontends.torch_service:TorchService",
-                {"kind": kind, "options": dict(options)},
+                self.service,
+                {"kind": kind, "options": dict(options), **self._more},
                 name=f"reading {where.rpartition('/')[2]}",
                 limits=limits,
                 environment=_OFFLINE,
@@ -93,6 +97,10 @@ class TorchFrontEnd:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the worker."""
         self._worker.close()
 
     def _guarded(self, action: Any) -> Any:

@@ -27,10 +27,10 @@ Answer = tuple[Any, dict[str, Any]]
 
 
 class TorchService:
-    """One model. `kind` and `options` are those of the recipe's source; see `_open`."""
+    """One model. `kind` and `options` are those of the recipe's source; see `open_source`."""
 
     def __init__(self, kind: str, options: Mapping[str, Any]) -> None:
-        self._model = _open(kind, options)
+        self._model = open_source(kind, options)
         self._session: Any = None
 
     def describe(self, arrays: Mapping[str, Any]) -> Answer:
@@ -43,7 +43,7 @@ class TorchService:
         `shapes` gives every input's shape; names there are dynamic dims. Returns notes, and by
         name of a dim the greatest size that the model takes.
         """
-        feeds = _tensors(arrays)
+        feeds = as_tensors(arrays)
         names = self._model.names
         try:
             found = [name for name, _ in self._model.run(feeds)]
@@ -81,17 +81,18 @@ class TorchService:
         """
         from optimc.core.onnx_session import max_relative_error
 
-        ran = self._model.run(_tensors(arrays))
+        ran = self._model.run(as_tensors(arrays))
         names = unique_output_names([name for name, _ in ran], self._model.names)
         actual = self._session.run(names, dict(arrays))
         errors = {
-            name: max_relative_error(_array(tensor), array)
+            name: max_relative_error(as_array(tensor), array)
             for name, (_, tensor), array in zip(names, ran, actual, strict=True)
         }
         return errors, {}
 
 
-def _open(kind: str, options: Mapping[str, Any]) -> TorchModel:
+def open_source(kind: str, options: Mapping[str, Any]) -> TorchModel:
+    """The model that a recipe names: `kind` and `options` are those of its source."""
     if kind == "exported":
         return ProgramModel(Path(options["path"]))
     if kind == "hf":
@@ -108,7 +109,7 @@ def _open(kind: str, options: Mapping[str, Any]) -> TorchModel:
     )
 
 
-def _tensors(arrays: Mapping[str, Any]) -> Tensors:
+def as_tensors(arrays: Mapping[str, Any]) -> Tensors:
     """The arrays as tensors. numpy has no bfloat16 that torch takes: its bits travel as int16."""
     import torch
 
@@ -120,7 +121,8 @@ def _tensors(arrays: Mapping[str, Any]) -> Tensors:
     }
 
 
-def _array(tensor: torch.Tensor) -> Any:
+def as_array(tensor: torch.Tensor) -> Any:
+    """The tensor as an array, also where numpy has its dtype from ml_dtypes only."""
     import torch
 
     tensor = tensor.detach().cpu().contiguous()

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from optimc.core.model import Level, OnnxModel
 from optimc.core.targets import Engine
 from optimc.measure.latency import Latency
 from optimc.measure.statistics import Interval, Percentile
@@ -34,6 +35,9 @@ class CellResult:
     status: Status = "built"
     reason: str | None = None
     outcomes: tuple[PassOutcome, ...] = ()
+    origin: OnnxModel | None = None
+    """What the cell's ONNX passes started from, where passes of the torch level changed the module;
+    else None, for the source."""
     engine: Engine | None = None
     proof: EngineProof | None = None
     metrics: Mapping[str, MetricResult] | str = "not measured"
@@ -52,10 +56,27 @@ class CellResult:
         if self.status in ("built", "deferred"):
             self.status, self.reason = "failed", reason
 
+    def final_model(self, source: OnnxModel) -> OnnxModel:
+        """What the cell's engine is made from; `source` where it has no passes."""
+        if not self.outcomes:
+            return source
+        model = self.outcomes[-1].model
+        assert isinstance(model, OnnxModel)
+        return model
+
     @property
     def lossy(self) -> bool:
-        """Whether a pass that may change the numbers had a part in the model."""
-        return any(o.modified and o.lossy for o in self.outcomes)
+        """Whether a pass that may change the numbers had a part in the model, since its export
+        where it was one of torch."""
+        return any(o.modified and o.lossy for o in self._since_export())
+
+    def _since_export(self) -> tuple[PassOutcome, ...]:
+        levels = [o.model.level is Level.TORCH for o in self.outcomes]
+        return (
+            self.outcomes[len(levels) - levels[::-1].index(True) :]
+            if any(levels)
+            else (self.outcomes)
+        )
 
 
 def skipped(reason: str) -> Skipped:

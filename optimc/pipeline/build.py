@@ -14,8 +14,9 @@ from optimc.core.digest import digest_of
 from optimc.core.errors import CellError, InputError, OptimcError, WorkerError
 from optimc.core.files import check_folder
 from optimc.core.leftovers import remove_leftovers
-from optimc.core.model import OnnxModel
-from optimc.core.passes import Input
+from optimc.core.model import Level, OnnxModel
+from optimc.core.passes import Input, Pass
+from optimc.core.torch_model import TorchModel
 from optimc.core.worker import Limits
 from optimc.pipeline.assemble import CellResult
 from optimc.pipeline.cache import Cache
@@ -30,7 +31,7 @@ from optimc.pipeline.kits import prepare_kit
 from optimc.pipeline.legalization import legalize_cells
 from optimc.pipeline.lint import lint_cells
 from optimc.pipeline.lock import lock_path, read_lock, refuse_differences
-from optimc.pipeline.manager import PassInputs, PassManager, PassOutcome
+from optimc.pipeline.manager import CompiledModel, PassInputs, PassManager, PassOutcome
 from optimc.pipeline.observer import BuildObserver, Dumper, working_on
 from optimc.pipeline.oracle import Oracle
 from optimc.pipeline.outputs import verified_by
@@ -39,6 +40,8 @@ from optimc.pipeline.plan import Step, make_plan
 from optimc.pipeline.preprocess import starting_point
 from optimc.pipeline.probes import Effort, Probe, ProbeSource, probes_digest
 from optimc.pipeline.reach import Reach, reach_code, reach_of
+from optimc.pipeline.recipe.model_sources import ModuleSource
+from optimc.pipeline.torch_level import TorchLevel, export_outcome
 from optimc.pipeline.tuning import TuningMetric, check_tuning, pass_inputs
 from optimc.pipeline.verification import PASSED, PassVerifier, Segment, Verdict
 
@@ -79,6 +82,16 @@ class BuildOptions:
     def partial(self) -> bool:
         """Whether this is not the whole recipe as it stands, so that the lock is left alone."""
         return bool(self.variant or self.target or self.overridden or self.limits)
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a build has come to on the way down the plan."""
+
+    model: CompiledModel
+    segment: Segment
+    origin: OnnxModel | None = None
+    """The exported module, behind passes of the torch level."""
 
 
 class Build:
@@ -253,15 +266,32 @@ class Build:
             limits=self.options.limits,
             observers=self.observers,
             judge_lossy=self._judges_lossy_passes(),
+            modules=self.torch,
+            folder=self.recipe.folder,
         )
         models: dict[str, OnnxModel] = {}
-        start = Segment(self.start.model.digest, self.start.path)
         try:
-            self._walk(self.plan.root, self.start.model, start, (), models)
+            self._walk(self.plan.root, self._first_model(), (), models)
         finally:
+            self.torch.close()
             if "tuning" in self.__dict__:
                 self.tuning.close()
         return models
+
+    def _first_model(self) -> Point:
+        """The module where a pass works on it, else the source as ONNX."""
+        modules = isinstance(self.recipe.model, ModuleSource)
+        if modules and any(Level.TORCH in _pass_of(c).levels() for c in self.plan.root.children):
+            return Point(self.torch.source, Segment(self.torch.source.digest, Path()))
+        return self._start_point()
+
+    def _start_point(self) -> Point:
+        return Point(self.start.model, Segment(self.start.model.digest, self.start.path))
+
+    @cached_property
+    def torch(self) -> TorchLevel:
+        """The modules, for recipes whose model has them."""
+        return TorchLevel(self)
 
     @cached_property
     def tuning(self) -> TuningMetric:
@@ -275,34 +305,93 @@ class Build:
     def _walk(
         self,
         step: Step,
-        model: OnnxModel,
-        segment: Segment,
+        at: Point,
         outcomes: tuple[PassOutcome, ...],
         models: dict[str, OnnxModel],
     ) -> None:
+        torch_children = [c for c in step.children if _stays(at, c)]
+        if step.cells or len(torch_children) < len(step.children):
+            try:
+                lowered, exported = self._lowered(at, outcomes)
+            except OptimcError as error:
+                self._fail_below(step, outcomes, _reason(error), but=torch_children)
+            else:
+                self._leave(step, lowered, exported, models)
+                for child in step.children:
+                    if child not in torch_children:
+                        self._run_step(child, lowered, exported, models)
+        for child in torch_children:
+            self._run_step(child, at, outcomes, models)
+
+    def _leave(
+        self,
+        step: Step,
+        at: Point,
+        outcomes: tuple[PassOutcome, ...],
+        models: dict[str, OnnxModel],
+    ) -> None:
+        """Notes what the cells whose last pass this is have come to."""
+        assert isinstance(at.model, OnnxModel)
         for cell in step.cells:
             self.results[cell.name].outcomes = outcomes
-            models[cell.name] = model
-        for child in step.children:
-            assert child.entry is not None
-            required = child.entry.required or self.options.fail_on_rollback
-            more = pass_inputs(self, child, len(outcomes))
-            inputs = PassInputs(child.spec, self._calibration(child), **more)
-            try:
-                outcome = self.manager.run(
-                    child.entry.pass_, model, segment, inputs, required=required
-                )
-            except CellError as error:
-                self._fail_below(child, outcomes, _reason(error))
-                continue
-            if outcome.failure is not None:
-                self._fail_below(child, (*outcomes, outcome), outcome.failure)
-                continue
-            self.notes += [f"{outcome.name} for {outcome.runtime}: {n}" for n in outcome.notes]
-            self._walk(child, outcome.model, outcome.segment, (*outcomes, outcome), models)
+            self.results[cell.name].origin = at.origin
+            models[cell.name] = at.model
 
-    def _fail_below(self, step: Step, outcomes: tuple[PassOutcome, ...], reason: str) -> None:
+    def _run_step(
+        self,
+        step: Step,
+        at: Point,
+        outcomes: tuple[PassOutcome, ...],
+        models: dict[str, OnnxModel],
+    ) -> None:
+        """One pass, and everything below it."""
+        assert step.entry is not None
+        required = step.entry.required or self.options.fail_on_rollback
+        at_torch = isinstance(at.model, TorchModel)
+        try:
+            more = pass_inputs(self, step, len(outcomes), at_torch=at_torch)
+            inputs = PassInputs(step.spec, self._calibration(step), **more)
+            outcome = self.manager.run(
+                step.entry.pass_, at.model, at.segment, inputs, required=required
+            )
+        except CellError as error:
+            self._fail_below(step, outcomes, _reason(error))
+            return
+        if outcome.failure is not None:
+            self._fail_below(step, (*outcomes, outcome), outcome.failure)
+            return
+        said = f"{outcome.name} for {outcome.runtime}" if outcome.runtime else outcome.name
+        self.notes += [f"{said}: {note}" for note in outcome.notes]
+        after = Point(outcome.model, outcome.segment, at.origin)
+        self._walk(step, after, (*outcomes, outcome), models)
+
+    def _lowered(
+        self, at: Point, outcomes: tuple[PassOutcome, ...]
+    ) -> tuple[Point, tuple[PassOutcome, ...]]:
+        """Where ONNX passes go on from `at`: the exported module, with what came of the export."""
+        if not isinstance(at.model, TorchModel):
+            return at, outcomes
+        if at.model.folder is None:
+            return self._start_point(), outcomes
+        self.observer.on_progress("export", 0.0, "from torch to ONNX")
+        found = self.torch.lowered(at.model)
+        outcome = export_outcome(at.model, found)
+        for observer in self.observers:
+            observer.after_pass(outcome)
+        return Point(found.model, outcome.segment, found.model), (*outcomes, outcome)
+
+    def _fail_below(
+        self,
+        step: Step,
+        outcomes: tuple[PassOutcome, ...],
+        reason: str,
+        but: Sequence[Step] = (),
+    ) -> None:
+        """Fails the cells of `step`, those below the steps `but` left out."""
+        others = {cell.name for child in but for cell in child.all_cells()}
         for cell in step.all_cells():
+            if cell.name in others:
+                continue
             self.results[cell.name].outcomes = outcomes
             self.results[cell.name].fail(reason)
             self.observer.on_detail(f"{cell.name} failed: {reason}")
@@ -351,8 +440,8 @@ class Build:
             lossy=result.lossy,
             model=model,
             model_path=self.path_of(model),
-            source=self.start.model,
-            source_path=self.start.path,
+            source=self.origin(result),
+            source_path=self.path_of(self.origin(result)),
             oracle=oracle,
             skip_reason=skip_reason,
         )
@@ -377,6 +466,11 @@ class Build:
         state = "failed" if result.status == "failed" else proof.finding.verdict.replace("_", " ")
         self.observer.on_detail(f"{result.cell.name:<28} {state}, {engine.bytes / 1e6:.2f} MB")
 
+    def origin(self, result: CellResult) -> OnnxModel:
+        """What the cell's engine is proved against: the source, or, where passes of the torch level
+        changed it, the module that they left, as it was exported."""
+        return result.origin or self.start.model
+
     def path_of(self, model: OnnxModel) -> Path:
         """The model's file in the cache; models that passes left unchanged are the first one."""
         return model.path or self.start.path
@@ -394,6 +488,16 @@ def worker_limits(recipe: Recipe) -> Limits:
 
         memory = DEFAULT_MEMORY_SHARE * psutil.virtual_memory().total / 1e6
     return Limits(memory, recipe.limits.seconds, tuple(map(str, recipe.model.libraries)))
+
+
+def _pass_of(step: Step) -> Pass:
+    assert step.entry is not None
+    return step.entry.pass_
+
+
+def _stays(at: Point, step: Step) -> bool:
+    """Whether the step's pass works on the module itself."""
+    return isinstance(at.model, TorchModel) and Level.TORCH in _pass_of(step).levels()
 
 
 def _reason(error: OptimcError, cell: str | None = None) -> str:

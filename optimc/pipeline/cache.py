@@ -29,6 +29,10 @@ SIZE_VARIABLE = "OPTIMC_CACHE_SIZE_GB"
 DEFAULT_SIZE_GB = 20.0
 LAYOUT = "v1"
 ENTRY = "entry.json"
+UNFINISHED = "unfinished"
+"""Where checkpoints of work lie that a kill or Ctrl-C cut off."""
+_UNFINISHED_SECONDS = 14 * 86400.0
+"""Checkpoints that nobody came back to for this long are removed."""
 _READ_BYTES = 16_000_000
 """Files up to this size are read and held against their digest whenever an entry is used."""
 _IN_USE_SECONDS = 3600.0
@@ -156,6 +160,31 @@ class Cache:
             raise
         return place
 
+    @contextmanager
+    def unfinished(self, key: str) -> Iterator[Path | None]:
+        """A folder for the checkpoints of long work, which is there again after a kill.
+
+        It goes where the block ends well. None where nothing outlives the process, or where another
+        process has the folder now.
+        """
+        from filelock import FileLock, Timeout
+
+        place = self.folder / UNFINISHED / key
+        lock = FileLock(place.with_suffix(".lock"))
+        if self.enabled:
+            place.mkdir(parents=True, exist_ok=True)
+        try:
+            if self.enabled:
+                lock.acquire(timeout=0)
+        except Timeout:
+            yield None
+            return
+        try:
+            yield place if self.enabled else None
+            shutil.rmtree(place, ignore_errors=True)
+        finally:
+            lock.release()
+
     def renew(self, kind: str, key: str, write: Callable[[Path], None]) -> Path:
         """As `put`, for what changes under its key: the entry that is there gives way."""
         self._remove(self._place(kind, key))
@@ -244,6 +273,9 @@ class Cache:
 
     def _remove_leftovers(self, older_than: float) -> None:
         """Those of processes that are gone, and old ones of machines that nobody here knows."""
+        for path in (self.folder / UNFINISHED).glob("*"):
+            if time.time() - path.stat().st_mtime > _UNFINISHED_SECONDS:
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         for folder in (self.root, self.folder):
             remove_leftovers(folder)
             for path in folder.glob(f"{TEMPORARY_PREFIX}*"):

@@ -17,17 +17,30 @@ def check_choices(recipe: Recipe) -> None:
         where = recipe.where("variants", variant)
         if recipe.data is None or recipe.data.tuning is None:
             raise InputError(
-                f"{name} with max_drop chooses on tuning data, and the recipe names none",
+                f"{name} chooses on tuning data, and the recipe names none",
                 where=where,
                 fix="add data.tuning: samples that stand neither in calibration nor in evaluation,"
                 " such as a part of the training data",
             )
         if not recipe.metrics:
             raise InputError(
-                f"{name} with max_drop limits the recipe's first metric, and there is none",
+                f"{name} goes by the recipe's first metric, and there is none",
                 where=where,
                 fix="name it, for example `metrics: {top1: {}}`",
             )
+
+
+def check_training(recipe: Recipe) -> None:
+    """Raises InputError where a pass trains and the recipe names no data for it."""
+    for variant, one in recipe.variants.items():
+        for entry in one.passes:
+            trains = Input.TRAINING in entry.pass_.needs
+            if trains and (recipe.data is None or recipe.data.training is None):
+                raise InputError(
+                    f"{entry.name} trains, and the recipe names no training data",
+                    where=recipe.where("variants", variant),
+                    fix="add data.training; its samples may not stand in tuning or evaluation",
+                )
 
 
 def choosing_passes(recipe: Recipe) -> list[tuple[str, str]]:

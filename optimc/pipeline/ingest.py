@@ -33,6 +33,8 @@ class Source:
     bytes: int
     known: Mapping[str, Any] = field(default_factory=dict)
     """What the model itself says of values and dims; see `ingest_torch.with_known`."""
+    origin: str | None = None
+    """Of a PyTorch model: names everything that opening it reads."""
 
     @property
     def path(self) -> Path:

@@ -54,14 +54,17 @@ def read_torch_source(
     entry = None if files is None else cache.get("ingest", _key(recipe, model, files))
     if entry is None:
         with TorchFrontEnd(
-            _kind(model), _options(recipe, model), where=_where(recipe, model), limits=limits
+            kind_of(model),
+            opening_options(recipe, model),
+            where=where_of(recipe, model),
+            limits=limits,
         ) as front:
             description = front.describe()
             files = _remember_files(recipe, model, cache, description.files)
             entry = cache.put(
                 "ingest",
                 _key(recipe, model, files),
-                lambda folder: _write(folder, front, description, recipe, limits, workspace),
+                lambda out: write_exported(out, front, description, recipe, limits, workspace),
             )
     assert files is not None
     content = json.loads((entry / "source.json").read_text(encoding="utf-8"))
@@ -73,29 +76,34 @@ def read_torch_source(
         {name: sha for name, (sha, _) in files.items()},
         sum(size for _, size in files.values()),
         known=content["known"],
+        origin=_key(recipe, model, files),
     )
 
 
 def describe_source(recipe: Recipe, model: TorchSource, limits: Limits) -> Description:
     """What the model says of its inputs, without exporting it."""
-    options = _options(recipe, model)
-    with TorchFrontEnd(_kind(model), options, where=_where(recipe, model), limits=limits) as front:
+    options = opening_options(recipe, model)
+    with TorchFrontEnd(
+        kind_of(model), options, where=where_of(recipe, model), limits=limits
+    ) as front:
         return front.describe()
 
 
-def _kind(model: TorchSource) -> str:
+def kind_of(model: TorchSource) -> str:
+    """The kind as `torch_service` has it."""
     if isinstance(model, ExportedSource):
         return "exported"
     return "hf" if isinstance(model, HuggingFaceSource) else "factory"
 
 
-def _where(recipe: Recipe, model: TorchSource) -> str:
+def where_of(recipe: Recipe, model: TorchSource) -> str:
+    """What messages call the model."""
     if isinstance(model, FactorySource):  # what is wrong with its weights names their file
         return recipe.where("model", "factory")
     return str(model.place)
 
 
-def _options(recipe: Recipe, model: TorchSource) -> dict[str, Any]:
+def opening_options(recipe: Recipe, model: TorchSource) -> dict[str, Any]:
     """What `torch_service` takes for this kind."""
     declared = {
         name: {"dtype": spec.dtype, "shape": None if spec.shape is None else list(spec.shape)}
@@ -210,7 +218,7 @@ def _remember_files(
     return files
 
 
-def _write(
+def write_exported(
     folder: Path,
     front: TorchFrontEnd,
     description: Description,
@@ -218,7 +226,8 @@ def _write(
     limits: Limits,
     workspace: Path,
 ) -> None:
-    """Fills the cache's entry: the ONNX model, proved on the probes, and what the report says."""
+    """Fills a cache's entry: the ONNX model (`model`), proved on the probes, and what the report
+    says of it (`source.json`)."""
     from optimc.frontends.onnx import load_onnx
     from optimc.pipeline.probes import ProbeSource
 
@@ -229,7 +238,7 @@ def _write(
     probes = ProbeSource(signature, dims, told.inputs, recipe.seed)
     with tempfile.TemporaryDirectory(prefix="ingest-", dir=workspace) as own:
         target = Path(own) / "exported.onnx"
-        example = ProbeSource(signature, _example_dims(dims), told.inputs, recipe.seed)
+        example = ProbeSource(signature, example_dims(dims), told.inputs, recipe.seed)
         notes, most = front.export(target, signature.inputs, example.for_passes("fast")[0].feeds)
         _check_most(recipe, dims, most)
         loaded = load_onnx(target, limits=limits, workspace=Path(own))
@@ -241,7 +250,7 @@ def _write(
         comparison = front.compare(whole.path, feeds)
         with_outputs(whole, recipe).save(folder / "model")
     said = [*description.notes, *notes, *loaded.notes, str(comparison)]
-    content = json.dumps({"notes": said, "known": known})
+    content = json.dumps({"notes": said, "known": known, "error": comparison.error})
     (folder / "source.json").write_text(content, encoding="utf-8")
 
 
@@ -293,7 +302,7 @@ def with_known(recipe: Recipe, known: Mapping[str, Any]) -> Recipe:
     return recipe.model_copy(update={"inputs": inputs, "dims": {**dims, **recipe.dims}})
 
 
-def _example_dims(dims: Mapping[str, DimRange]) -> dict[str, DimRange]:
+def example_dims(dims: Mapping[str, DimRange]) -> dict[str, DimRange]:
     """One size a dim to trace with: 2 at least, and another for each, so that none seem equal."""
     from optimc.pipeline.recipe.schema import DimRange
 

@@ -55,9 +55,10 @@ def prepare_kit(build: Build, result: CellResult, model: OnnxModel, oracle: Orac
     try:
         target = _with_own_libraries(cell.target, folder)
         model.save(folder / "model")
-        build.start.model.save(folder / "source")
+        origin = build.origin(result)
+        origin.save(folder / "source")
         expected = oracle.outputs(model.digest, build.path_of(model))
-        reference = oracle.outputs(build.start.model.digest, build.start.path)
+        reference = oracle.outputs(origin.digest, build.path_of(origin))
         feeds = [probe.feeds for probe in oracle.probes]
         write_probes(folder / PROBES, model, feeds, expected, reference)
         result.kit_evaluation = write_evaluation(build, result, folder / EVALUATION)
@@ -141,7 +142,7 @@ def _kit_file(
         lossy=result.lossy,
         signature=json.loads(json.dumps(model.signature.to_json())),  # lists, not tuples
         model=Stored(file="model/model.onnx", digest=model.digest),
-        source=Stored(file="source/model.onnx", digest=build.start.model.digest),
+        source=Stored(file="source/model.onnx", digest=build.origin(result).digest),
         probes=tuple(KitProbe(label=probe.label, real=probe.real) for probe in oracle.probes),
         compared=tuple(s.name for s in model.signature.outputs if s.name not in uncompared),
         uncompared=uncompared,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from optimc import __version__
 from optimc.core import interruption
@@ -16,12 +18,14 @@ from optimc.core.analyses import Analyses
 from optimc.core.cpu import cpu_features
 from optimc.core.digest import digest_of
 from optimc.core.errors import CellError, OptimcError
-from optimc.core.model import OnnxModel, load_model
+from optimc.core.files import file_sha256
+from optimc.core.model import Model, OnnxModel, load_model
 from optimc.core.passes import (
     Budget,
     Calibration,
     Device,
     Drop,
+    Effect,
     EffectKind,
     Input,
     Pass,
@@ -30,12 +34,18 @@ from optimc.core.passes import (
     Rewrite,
     RewriteKey,
     RewriteLog,
+    Training,
     Tuning,
+    Workshop,
 )
 from optimc.core.targets import TargetSpec
+from optimc.core.torch_model import TorchModel
 from optimc.pipeline.cache import Cache
 from optimc.pipeline.verification import Finding, PassVerifier, Segment, Verdict, held_to_bound
 from optimc.pipeline.versions import compiler_digest, source_digest, tool_versions
+
+CompiledModel: TypeAlias = OnnxModel | TorchModel
+"""What passes work on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +54,7 @@ class PassOutcome:
 
     name: str
     options: Mapping[str, Any]
-    model: OnnxModel
+    model: CompiledModel
     segment: Segment
     finding: Finding
     modified: bool
@@ -68,10 +78,26 @@ class PassOutcome:
     """What the pass says, for the report."""
 
 
+class Modules(Protocol):
+    """What a manager needs for passes of the torch level; `pipeline.torch_level.TorchLevel`."""
+
+    @property
+    def verifier_digest(self) -> str:
+        """Names the probes."""
+
+    def workshop(
+        self, model: TorchModel, folder: Path, progress: Callable[[float, str], None]
+    ) -> Workshop:
+        """`model` in a worker of its own; results go into `folder`."""
+
+    def judge(self, effect: Effect, before: TorchModel, after: TorchModel) -> Finding:
+        """Compares two modules by torch."""
+
+
 class Observer(Protocol):
     """Hooks around every pass: progress, timing, dumps."""
 
-    def before_pass(self, name: str, model: OnnxModel) -> None:
+    def before_pass(self, name: str, model: CompiledModel) -> None:
         """Called before the cache is asked."""
 
     def on_progress(self, name: str, share: float, text: str) -> None:
@@ -89,6 +115,7 @@ class PassInputs:
     calibration: Calibration | None
     tuning: Tuning | None = None
     device: Device | None = None
+    training: Training | None = None
     choice: Any = None
     """What the lock says that the pass chose, with ``--locked``."""
 
@@ -109,6 +136,10 @@ class PassManager:
     only: Mapping[str, frozenset[RewriteKey]] = field(default_factory=dict)
     """For bisection: by pass, the rewrites that it may do."""
     observers: Sequence[Observer] = ()
+    modules: Modules | None = None
+    """There where the source has modules."""
+    folder: Path = Path()
+    """The recipe's."""
     executions: dict[str, int] = field(default_factory=dict)
     """How often each pass ran, cache hits not counted."""
     _known: dict[tuple[str, str], Analyses] = field(default_factory=dict)
@@ -116,7 +147,7 @@ class PassManager:
     def run(
         self,
         pass_: Pass,
-        model: OnnxModel,
+        model: CompiledModel,
         segment: Segment,
         inputs: PassInputs,
         *,
@@ -146,7 +177,7 @@ class PassManager:
             observer.after_pass(outcome)
         return outcome
 
-    def _key(self, pass_: Pass, model: OnnxModel, segment: Segment, inputs: PassInputs) -> str:
+    def _key(self, pass_: Pass, model: CompiledModel, segment: Segment, inputs: PassInputs) -> str:
         name = pass_.pass_name()
         reads: dict[str, Any] = {}
         if Input.SPEC in pass_.needs and inputs.spec is not None:
@@ -156,45 +187,68 @@ class PassManager:
         if Input.FLOAT in pass_.needs and segment.quantized_from is not None:
             origin = segment.quantized_from
             reads["float"] = [origin.digest, origin.names_digest]
-        if Input.TUNING in pass_.needs and inputs.tuning is not None:
+        if Input.TUNING in pass_.needs | pass_.wants and inputs.tuning is not None:
             reads["tuning"] = [inputs.tuning.digest, inputs.choice]
+        elif inputs.choice is not None:
+            reads["choice"] = inputs.choice
+        if Input.TRAINING in pass_.needs | pass_.wants and inputs.training is not None:
+            # Sums over threads come in another order.
+            reads["training"] = [inputs.training.digest, os.cpu_count()]
         if Input.DEVICE in pass_.needs:
             reads["device"] = inputs.device.digest if inputs.device else sorted(cpu_features())
+        if files := pass_.files(self.folder):
+            reads["files"] = [file_sha256(file) for file in files]
+        verifier = self.verifier_digest
+        if isinstance(model, TorchModel) and self.modules is not None:
+            verifier = self.modules.verifier_digest
         return digest_of(
             [name, pass_.version, pass_.options(), self.limits.get(name), self.seed],
             [compiler_digest(), source_digest(type(pass_)), tool_versions(pass_.tools)],
             # Names count: the result's provenance is made of them, and calibration goes by it.
             [model.digest, model.names_digest, reads],
-            [self.verifier_digest, segment.digest, segment.bound],
+            [verifier, segment.digest, segment.bound],
             tool_versions(["onnxruntime", "onnx", "onnx-ir"]),
             *([sorted(self.only[name])] if name in self.only else []),
         )
 
     def _execute(
-        self, pass_: Pass, model: OnnxModel, segment: Segment, inputs: PassInputs, key: str
+        self, pass_: Pass, model: CompiledModel, segment: Segment, inputs: PassInputs, key: str
     ) -> Path:
         name = pass_.pass_name()
         self.executions[name] = self.executions.get(name, 0) + 1
-        with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=self.workspace) as folder:
+        trains = Input.TRAINING in pass_.needs | pass_.wants
+        with (
+            tempfile.TemporaryDirectory(prefix=f"{name}-", dir=self.workspace) as folder,
+            self.cache.unfinished(key) if trains else nullcontext() as unfinished,
+        ):
             context = self._context(pass_, model, segment, inputs, Path(folder))
+            context.unfinished = unfinished
             result = _run_pass(pass_, model, context)
-            self._keep_analyses(pass_, model, result)
-            before_path = self._stored(model)
+            if isinstance(model, OnnxModel):
+                self._keep_analyses(pass_, model, result)
 
             def write(entry: Path) -> None:
                 after = result.model
                 finding = Finding(Verdict.UNCHANGED)
                 if result.modified:
                     after.save(entry / "model")
-                    stored = load_model(entry / "model")
-                    assert isinstance(stored, OnnxModel) and stored.path is not None
-                    finding = _interface_finding(pass_, model, stored) or self.verifier.judge(
-                        pass_.effect, model, before_path, stored, stored.path, segment
-                    )
+                    finding = self._finding(pass_, model, load_model(entry / "model"), segment)
                 record = _record(result, finding)
                 (entry / "record.json").write_text(json.dumps(record), encoding="utf-8")
 
             return self.cache.put("pass", key, write)
+
+    def _finding(
+        self, pass_: Pass, before: CompiledModel, after: Model, segment: Segment
+    ) -> Finding:
+        """What verification says of a stored result."""
+        if isinstance(before, TorchModel):
+            assert isinstance(after, TorchModel) and self.modules is not None
+            return self.modules.judge(pass_.effect, before, after)
+        assert isinstance(after, OnnxModel) and after.path is not None
+        return _interface_finding(pass_, before, after) or self.verifier.judge(
+            pass_.effect, before, self._stored(before), after, after.path, segment
+        )
 
     def _keep_analyses(self, pass_: Pass, model: OnnxModel, result: PassResult) -> None:
         """What was found out of `model` goes on to the result as far as the pass preserves it."""
@@ -206,7 +260,7 @@ class PassManager:
         return self._known.setdefault(_names(model), Analyses(model))
 
     def _context(
-        self, pass_: Pass, model: OnnxModel, segment: Segment, inputs: PassInputs, folder: Path
+        self, pass_: Pass, model: CompiledModel, segment: Segment, inputs: PassInputs, folder: Path
     ) -> PassContext:
         name = pass_.pass_name()
 
@@ -214,11 +268,12 @@ class PassManager:
             for observer in self.observers:
                 observer.on_progress(name, share, text)
 
+        modules = self.modules
         return PassContext(
-            reads=pass_.needs,
+            reads=pass_.needs | pass_.wants,
             log=RewriteLog(self.limits.get(name), only=self.only.get(name)),
             seed=self.seed,
-            analyses=self._analyses(model),
+            analyses=self._analyses(model) if isinstance(model, OnnxModel) else None,
             workspace=folder,
             target_spec=inputs.spec,
             calibration_data=inputs.calibration,
@@ -227,6 +282,11 @@ class PassManager:
             timed_device=inputs.device,
             choice=inputs.choice,
             progress=progress,
+            training_data=inputs.training,
+            folder=self.folder,
+            open_workshop=None
+            if modules is None
+            else lambda opened: modules.workshop(opened, folder, progress),
         )
 
     def _stored(self, model: OnnxModel) -> Path:
@@ -241,7 +301,7 @@ class PassManager:
     def _outcome(
         self,
         pass_: Pass,
-        model: OnnxModel,
+        model: CompiledModel,
         segment: Segment,
         entry: Path,
         record: Mapping[str, Any],
@@ -254,7 +314,7 @@ class PassManager:
         if self.judge_lossy and record["budget"] is None:
             finding = held_to_bound(finding, pass_.effect)
         failure = None
-        after = model
+        after: CompiledModel = model
         if finding.broke:
             # The record says what the pass did; what stands is the model from before.
             verdict = Verdict.FAILED if required else Verdict.ROLLED_BACK
@@ -263,7 +323,7 @@ class PassManager:
                 failure = f"pass {pass_.pass_name()} was rolled back: {finding.reason}"
         elif record["modified"]:
             loaded = load_model(entry / "model")
-            assert isinstance(loaded, OnnxModel)
+            assert isinstance(loaded, OnnxModel | TorchModel)
             after = loaded
             segment = _next_segment(pass_, segment, model, after)
         return PassOutcome(
@@ -292,7 +352,7 @@ def _names(model: OnnxModel) -> tuple[str, str]:
     return model.digest, model.names_digest
 
 
-def _run_pass(pass_: Pass, model: OnnxModel, context: PassContext) -> PassResult:
+def _run_pass(pass_: Pass, model: CompiledModel, context: PassContext) -> PassResult:
     """Runs the pass on a clone and seals the result, with `modified` made true to fact."""
     name = pass_.pass_name()
     clone = model.clone()
@@ -307,7 +367,7 @@ def _run_pass(pass_: Pass, model: OnnxModel, context: PassContext) -> PassResult
             f"pass {name} (optimc {__version__}) broke: {type(error).__name__}: {error}",
             fix=f"leave the pass out, or report it with the model (`--limit {name}=N` narrows it)",
         ) from error
-    assert isinstance(result.model, OnnxModel)
+    assert isinstance(result.model, OnnxModel | TorchModel)
     sealed = result.model.sealed()
     modified = result.modified or sealed.digest != model.digest
     return replace(result, model=sealed, modified=modified)
@@ -332,7 +392,11 @@ def _kind(dtype: str) -> str:
     return "float" if "float" in dtype else dtype
 
 
-def _next_segment(pass_: Pass, segment: Segment, before: OnnxModel, after: OnnxModel) -> Segment:
+def _next_segment(
+    pass_: Pass, segment: Segment, before: CompiledModel, after: CompiledModel
+) -> Segment:
+    if isinstance(before, TorchModel) or isinstance(after, TorchModel):
+        return Segment(after.digest, Path())
     assert after.path is not None
     origin = before if pass_.quantizes else segment.quantized_from
     if pass_.effect.kind is EffectKind.LOSSY:

@@ -10,7 +10,7 @@ from typing import Protocol
 from optimc.core.errors import InputError
 from optimc.core.files import check_folder
 from optimc.core.model import OnnxModel
-from optimc.pipeline.manager import Observer, PassOutcome
+from optimc.pipeline.manager import CompiledModel, Observer, PassOutcome
 
 
 class BuildObserver(Observer, Protocol):
@@ -38,7 +38,7 @@ class BuildObserver(Observer, Protocol):
 class Silent:
     """Listens to everything and says nothing."""
 
-    def before_pass(self, name: str, model: OnnxModel) -> None:
+    def before_pass(self, name: str, model: CompiledModel) -> None:
         """Nothing."""
 
     def on_progress(self, name: str, share: float, text: str) -> None:
@@ -67,14 +67,15 @@ class Silent:
 
 
 class Dumper(Silent):
-    """Writes the model after every pass to ``NNN-<pass>.onnx`` in a folder (``--dump DIR``)."""
+    """Writes the model after every pass to ``NNN-<pass>.onnx`` in a folder (``--dump DIR``); what
+    passes of the torch level leave is a folder ``NNN-<pass>``."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._number = 0
         check_folder(folder, "--dump DIR")
 
-    def before_pass(self, name: str, model: OnnxModel) -> None:
+    def before_pass(self, name: str, model: CompiledModel) -> None:
         """Writes the model from before the first pass."""
         if self._number == 0:
             self._write("source", model)
@@ -83,10 +84,13 @@ class Dumper(Silent):
         """Writes what the next pass builds on."""
         self._write(outcome.name, outcome.model)
 
-    def _write(self, name: str, model: OnnxModel) -> None:
+    def _write(self, name: str, model: CompiledModel) -> None:
         path = self._folder / f"{self._number:03}-{name}.onnx"
         try:
-            model.write_onnx(path)
+            if isinstance(model, OnnxModel):
+                model.write_onnx(path)
+            elif model.folder is not None:  # the source's module is the recipe's own
+                model.save(path.with_suffix(""))
         except OSError as error:
             path.unlink(missing_ok=True)
             raise InputError(

@@ -17,7 +17,8 @@ from optimc.core.errors import InputError, OptimcError, UnavailableError, unknow
 from optimc.core.model import Level
 from optimc.core.passes import Input, Pass
 from optimc.core.targets import Target, TargetSpec
-from optimc.pipeline.choosing import check_choices
+from optimc.pipeline.choosing import check_choices, check_training
+from optimc.pipeline.recipe.model_sources import ModuleSource
 
 if TYPE_CHECKING:
     from optimc.pipeline.recipe.schema import PassEntry, Recipe
@@ -99,9 +100,10 @@ def make_plan(recipe: Recipe, *, variant: str | None = None, target: str | None 
     _check_selection("variant", variant, recipe.variants)
     _check_selection("target", target, recipe.targets)
     for name, one in recipe.variants.items():
-        _check_levels(name, one.passes)
+        _check_levels(recipe, name, one.passes)
         _check_float_models(name, one.passes)
     check_choices(recipe)
+    check_training(recipe)
     for variant_name, target_name in recipe.cells:
         if not fnmatchcase(variant_name, variant or "*") or not fnmatchcase(
             target_name, target or "*"
@@ -129,18 +131,26 @@ def _check_selection(kind: str, wanted: str | None, known: Mapping[str, object])
         raise unknown_name(kind, wanted, known, where=f"--{kind}")
 
 
-def _check_levels(variant: str, passes: Sequence[PassEntry]) -> None:
+def _check_levels(recipe: Recipe, variant: str, passes: Sequence[PassEntry]) -> None:
     order = list(Level)
-    level = Level.ONNX
+    modules = isinstance(recipe.model, ModuleSource)
+    level = Level.TORCH if modules else Level.ONNX
     for entry in passes:
-        name = entry.pass_.pass_name()
-        if order.index(entry.pass_.level) < order.index(level):
+        pass_ = entry.pass_
+        if level in pass_.levels():
+            continue
+        if order.index(pass_.level) < order.index(level):
             raise InputError(
-                f"pass {name} works on {entry.pass_.level} models, here the model is {level}",
-                where=f"variants.{variant}",
-                fix="a lowered model does not come back: put the pass first, or start from PyTorch",
+                f"pass {pass_.pass_name()} works on {pass_.level} models, here the model is "
+                f"{level}",
+                where=recipe.where("variants", variant),
+                fix="put it before the first pass that works on ONNX models: a lowered model does "
+                "not come back"
+                if modules
+                else "start from modules of PyTorch: model: {factory: ..., weights: ...} or "
+                "{hf: ...}",
             )
-        level = entry.pass_.level
+        level = pass_.level
 
 
 def _check_float_models(variant: str, passes: Sequence[PassEntry]) -> None:
@@ -179,7 +189,12 @@ def _place(root: Step, cell: Cell, passes: Sequence[PassEntry]) -> None:
     step = root
     for entry in passes:
         spec = cell.target.spec() if Input.SPEC in entry.pass_.needs else None
-        key = digest_of(step.key, _identity(entry.pass_), entry.required, spec and spec.digest)
+        timed = Input.DEVICE in entry.pass_.needs and spec is None
+        key = digest_of(
+            [step.key, _identity(entry.pass_), entry.required, spec and spec.digest],
+            # What is timed on a target's engines is of that target alone.
+            *([cell.target.model_dump(mode="json")] if timed else []),
+        )
         child = next((child for child in step.children if child.key == key), None)
         if child is None:
             child = Step(key, entry, spec)
@@ -198,7 +213,7 @@ def _describe(step: Step) -> str:
     defaults = {name: field.get_default() for name, field in type(pass_).model_fields.items()}
     changed = {k: v for k, v in pass_.options().items() if v != defaults.get(k)}
     options = ", ".join(f"{name}={value}" for name, value in changed.items())
-    reads = ", ".join(sorted(pass_.needs))
+    reads = ", ".join(sorted(pass_.needs | pass_.wants))
     shared = len(list(step.all_cells()))
     notes = [f"{pass_.effect.kind}", *([f"reads {reads}"] if reads else [])]
     if step.spec is not None:

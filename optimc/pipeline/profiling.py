@@ -142,7 +142,7 @@ def profile(build: Build, gate: GateResult, case: Case) -> tuple[EngineProfile, 
             found += _profiled(build, name, None, engine, case.sizes, feeds, origins)
         for result in chosen:
             assert result.engine is not None
-            model = result.outcomes[-1].model if result.outcomes else build.start.model
+            model = result.final_model(build.start.model)
             origins = Origins(model, build.source.model)
             name = result.cell.name
             feeds = case.feeds[0]

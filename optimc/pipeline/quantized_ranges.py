@@ -21,7 +21,7 @@ def cell_ranges(build: Build, gate: GateResult) -> tuple[CellRanges, ...]:
     made = []
     for result in chosen_cells(build, gate):
         if result.lossy and result.outcomes:
-            ranges = quantized_ranges(result.outcomes[-1].model)
+            ranges = quantized_ranges(result.final_model(build.start.model))
             if ranges:
                 made.append(CellRanges(cell=result.cell.name, ranges=ranges))
     return tuple(made)

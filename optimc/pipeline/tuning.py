@@ -19,7 +19,8 @@ from optimc.core.cpu import cpu_features
 from optimc.core.digest import digest_of
 from optimc.core.errors import InputError, OptimcError
 from optimc.core.model import Model, OnnxModel
-from optimc.core.passes import Cost, Drop, Input
+from optimc.core.passes import Cost, Drop, Input, Ratio, Runner
+from optimc.core.torch_model import TorchModel
 from optimc.core.worker import Worker
 from optimc.measure.metric import SampleMetric
 from optimc.measure.metrics import compare
@@ -30,8 +31,11 @@ from optimc.pipeline.versions import compiler_digest, tool_versions
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from optimc.calibration.dataset import Dataset
+    from optimc.measure.latency import Timings
     from optimc.measure.metric import Metric, Records
     from optimc.pipeline.build import Build
+    from optimc.pipeline.cache import Cache
     from optimc.pipeline.data import BuildData
     from optimc.pipeline.plan import Cell, Step
     from optimc.pipeline.recipe.schema import Recipe
@@ -72,6 +76,11 @@ class TuningMetric:
         self._seed = build.recipe.seed
         self._limits = build.limits
         self._workspace = build.workspace
+        self._renamed = {
+            old: option.rename
+            for old, option in build.recipe.outputs.items()
+            if option != "drop" and option.rename
+        }
         self._worker: Worker | None = None
         self._of_source: Records | None = None
         self._reference: tuple[str, list[Arrays]] | None = None
@@ -100,10 +109,22 @@ class TuningMetric:
 
     def drop(self, model: Model) -> Drop:
         """See `core.passes.Tuning`."""
-        if self._of_source is None:
-            self._of_source = self._records(self._source[1], self._evaluator.dataset)
         with self._file(model) as path:
             records = self._records(path, self._evaluator.raw)
+        return self._compared(records)
+
+    def drop_of(self, run: Runner) -> Drop:
+        """See `core.passes.Tuning`; `run` takes what the source takes."""
+        found = _Called(run, self._renamed)
+        dataset = self._evaluator.dataset
+        worker = _Runs(self._started(), self._source[1]) if self._metric.needs_source else None
+        records = self._evaluator.records("tuning", dataset, found, worker, [self.metric])
+        return self._compared(records[self.metric])
+
+    def _compared(self, records: Records) -> Drop:
+        """The drop from the source's records."""
+        if self._of_source is None:
+            self._of_source = self._records(self._source[1], self._evaluator.dataset)
         drop = compare(self._metric, self._of_source, records, seed=self._seed)
         return Drop(drop.point, drop.lower, drop.upper, drop.n)
 
@@ -164,6 +185,18 @@ class TuningMetric:
             self._worker = None
 
 
+class _Called:
+    """What `run` computes, with outputs called as the recipe calls them."""
+
+    def __init__(self, run: Runner, renamed: Mapping[str, str]) -> None:
+        self._run = run
+        self._renamed = renamed
+
+    def run(self, feeds: Arrays) -> Arrays:
+        """The outputs for `feeds`, by name."""
+        return {self._renamed.get(name, name): array for name, array in self._run(feeds).items()}
+
+
 class _Runs:
     """One model in the worker."""
 
@@ -201,6 +234,37 @@ class TimedDevice:
 
     def costs(self, model: Model, others: Mapping[str, Model]) -> Mapping[str, Cost] | str:
         """See `core.passes.Device`: on the recipe's first benchmark case."""
+        timed = self._timings(model, others)
+        if isinstance(timed, str):
+            return timed
+        typical = timed.latency(_MODEL).p50
+        if isinstance(typical, str):
+            return typical
+        costs = {}
+        for name in others:
+            ratio = timed.ratio(f"{_OTHER}{name}", _MODEL)
+            if isinstance(ratio, str):
+                return ratio
+            # How many times as fast the other is: 1 - 1/ratio of our time is what it saves.
+            saved = [typical.ms * (1.0 - 1.0 / r) for r in (ratio.point, *ratio.ci95)]
+            costs[name] = Cost(*saved)
+        return costs
+
+    def speedups(self, model: Model, others: Mapping[str, Model]) -> Mapping[str, Ratio] | str:
+        """See `core.passes.Device`: on the recipe's first benchmark case."""
+        timed = self._timings(model, others)
+        if isinstance(timed, str):
+            return timed
+        found = {}
+        for name in others:
+            ratio = timed.ratio(f"{_OTHER}{name}", _MODEL)
+            if isinstance(ratio, str):
+                return ratio
+            found[name] = Ratio(ratio.point, *ratio.ci95)
+        return found
+
+    def _timings(self, model: Model, others: Mapping[str, Model]) -> Timings | str:
+        """Both and all others timed in turns, or why they are not."""
         why = self._why_not()
         if why is not None:
             return why
@@ -214,7 +278,7 @@ class TimedDevice:
             return "the choice is the lock's"
         return None if self._build.options.measure else "measuring is off (--no-measure)"
 
-    def _timed(self, models: Mapping[str, Model]) -> Mapping[str, Cost] | str:
+    def _timed(self, models: Mapping[str, Model]) -> Timings:
         from optimc.measure.latency import SamplingPlan, measure
         from optimc.pipeline.cases import benchmark_cases
         from optimc.pipeline.timing import exclusive
@@ -223,10 +287,13 @@ class TimedDevice:
         build, name = self._build, self._cell.name
         engines = {}
         for key, model in models.items():
+            if isinstance(model, TorchModel):
+                model = build.torch.lowered(model).model
             assert isinstance(model, OnnxModel)
             engines[key] = build.engines.build(name, self._cell.target, model)
         feeds = benchmark_cases(build)[0].feeds
         seconds = min(build.recipe.benchmark.at_most, TIMED_SECONDS)
+        build.torch.close()  # nothing of ours may run beside it
         lock = build.cache.folder / "measuring.lock"
         with exclusive(lock, build.observer.on_share), ExitStack() as stack:
             workers = {
@@ -238,36 +305,56 @@ class TimedDevice:
             for worker in workers.values():
                 worker.bind_all(feeds)
             timings = measure(workers, SamplingPlan(at_most_s=seconds), seed=build.recipe.seed)
-        typical = timings.latency(_MODEL).p50
-        if isinstance(typical, str):
-            return typical
-        costs = {}
-        for key in models:
-            if key == _MODEL:
-                continue
-            # How many times as fast the other is: 1 - 1/ratio of our time is what it saves.
-            ratio = timings.ratio(key, _MODEL)
-            if isinstance(ratio, str):
-                return ratio
-            saved = [typical.ms * (1.0 - 1.0 / r) for r in (ratio.point, *ratio.ci95)]
-            costs[key.removeprefix(_OTHER)] = Cost(*saved)
-        return costs
+        return timings
+
+
+class StoredTraining:
+    """The training split as arrays in the cache; a `core.passes.Training`."""
+
+    def __init__(self, dataset: Dataset, seed: int, cache: Cache) -> None:
+        self._dataset = dataset
+        self._cache = cache
+        self.digest = digest_of("training", dataset.digest, seed)
+
+    def stored(self) -> Path:
+        """See `core.passes.Training`. Raises InputError where samples cannot be stored."""
+        from optimc.calibration.sample_store import store_samples
+
+        key = digest_of(self.digest, compiler_digest())
+        entry = self._cache.get("training", key)
+        if entry is None:
+            entry = self._cache.put(
+                "training", key, lambda folder: store_samples(self._dataset, folder / "samples")
+            )
+        return entry / "samples"
 
 
 _MODEL, _OTHER = "the model", "without "
 
 
-def pass_inputs(build: Build, step: Step, index: int) -> dict[str, Any]:
-    """What a pass that chooses is given besides: fields of `PassInputs`; `index` is its place."""
+def pass_inputs(build: Build, step: Step, index: int, *, at_torch: bool) -> dict[str, Any]:
+    """What a pass that chooses or trains is given besides: fields of `PassInputs`; `index` is its
+    place, `at_torch` whether it works on a module."""
     assert step.entry is not None
-    if Input.TUNING not in step.entry.pass_.needs:
-        return {}
-    cell = next(step.all_cells())
-    return {
-        "tuning": build.tuning,
-        "device": TimedDevice(build, cell),
-        "choice": _locked_choice(build, step, index),
-    }
+    pass_ = step.entry.pass_
+    reads = pass_.needs | pass_.wants
+    given: dict[str, Any] = {}
+    if Input.TUNING in pass_.needs or (Input.TUNING in reads and can_tune(build.recipe)):
+        given["tuning"] = build.tuning
+    if reads & {Input.DEVICE, Input.TUNING}:
+        given["device"] = TimedDevice(build, next(step.all_cells()))
+    if Input.TRAINING in reads and "training" in build.data.splits:
+        # A module takes what the source takes; a graph may hold some of the preprocessing.
+        data = build.data if at_torch else build.start.data
+        given["training"] = StoredTraining(data.splits["training"], build.recipe.seed, build.cache)
+    if reads & {Input.DEVICE, Input.TUNING, Input.TRAINING}:
+        given["choice"] = _locked_choice(build, step, index)
+    return given
+
+
+def can_tune(recipe: Recipe) -> bool:
+    """Whether the recipe has what a choice by quality needs."""
+    return recipe.data is not None and recipe.data.tuning is not None and bool(recipe.metrics)
 
 
 def _locked_choice(build: Build, step: Step, index: int) -> Any:
@@ -278,6 +365,9 @@ def _locked_choice(build: Build, step: Step, index: int) -> Any:
         passes = build.locked["cells"].get(cell.name, {}).get("passes", [])
         if index < len(passes) and passes[index].get("choice") is not None:
             return passes[index]["choice"]
+    assert step.entry is not None
+    if Input.TUNING not in step.entry.pass_.needs:
+        return None  # it may have had nothing to choose
     raise InputError(
         "the lock holds no choice of this pass",
         where=next(step.all_cells()).name,

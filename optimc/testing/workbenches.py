@@ -21,7 +21,7 @@ def workbench(
         for name, tensor in example.items()
     ]
 
-    def opened(kind: str = "", options: Mapping[str, Any] | None = None) -> ModuleModel:
+    def opened(kind: str, options: Mapping[str, Any]) -> ModuleModel:
         return ModuleModel(make(), Described(list(shapes)))
 
-    return Workbench(opened(), example, opened)
+    return Workbench(opened("", {}), example, opened)

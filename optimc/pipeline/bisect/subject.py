@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimc.core.digest import digest_of
 from optimc.core.errors import InputError, OptimcError
-from optimc.core.model import OnnxModel
+from optimc.core.model import Level, OnnxModel
 from optimc.core.passes import Calibration, Input, RewriteKey
 from optimc.core.worker import Limits
 from optimc.pipeline.build import worker_limits
@@ -120,6 +120,7 @@ class Subject:
             )
         except OptimcError as error:
             return replace(before, outcome=None, failure=error.what)
+        assert isinstance(outcome.model, OnnxModel)
         return Stage(outcome.model, outcome.segment, outcome)
 
     def _manager(self, verify: bool) -> PassManager:
@@ -241,6 +242,12 @@ def _probes(recipe: Recipe, data: BuildData, start: Start) -> Any:
 
 
 def _refuse_choices(step: PassStep) -> None:
+    if step.entry.pass_.level is Level.TORCH or Input.TRAINING in step.entry.pass_.needs:
+        raise InputError(
+            f"{step.name} works on the module or trains, which bisecting does not repeat",
+            fix="compare what it left with `optimc build --dump DIR` and `optimc diff`, or leave it"
+            " out and bisect the others",
+        )
     if Input.TUNING in step.entry.pass_.needs:
         raise InputError(
             f"{step.name} chooses by measuring (`max_drop`), which bisecting does not repeat",

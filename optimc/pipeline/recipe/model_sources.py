@@ -164,4 +164,7 @@ ModelSource: TypeAlias = Annotated[
 ]
 """Where the model comes from."""
 
+ModuleSource: TypeAlias = FactorySource | HuggingFaceSource
+"""What passes of the torch level work on: a `.pt2` has no modules."""
+
 TorchSource: TypeAlias = ExportedSource | FactorySource | HuggingFaceSource
