@@ -1,0 +1,177 @@
+"""Training of what passes before left: recovery after pruning, and distillation.
+
+One small loop, in the worker that holds the module (`_train_loop`); the losses and their papers are
+in `_train_options` and `_train_losses`. Here is what the compiler's process does: it asks for one
+epoch after the other, judges each by the metric on the tuning split, and keeps the best.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from optimc.core.errors import PreconditionError
+from optimc.core.model import Level
+from optimc.core.passes import Effect, Input, Pass, PassContext, PassResult, lossy
+from optimc.core.units import Seconds
+from optimc.passes._train_augment import Augmentation
+from optimc.passes._train_options import Distill, UserLoss
+
+if TYPE_CHECKING:
+    from optimc.core.model import Model
+    from optimc.core.torch_model import TorchModel
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Train(Pass):
+    """Trains the module on the training split, with labels, a teacher, or both.
+
+    After each epoch the module is judged by the recipe's first metric on the tuning split, and the
+    best is kept: the module as it came, if no epoch is better. Without a tuning split the last
+    epoch is kept. A build that was killed goes on after the last whole epoch, and comes to the same
+    result as one that was not. What passes before set to zero stays zero.
+
+    Rewrites: parameters and running statistics; the structure stays. Nothing is numbered: a
+        training run is one change.
+    Refuses: nothing in parts. Data without labels and without a teacher, losses that do not fit
+        the outputs, and a loss that stops being a finite number are errors.
+    Accuracy: lossy; judged by the gate where the recipe limits a metric, else by 1 % of the metric
+        or an output SQNR of 10 dB. The order of the samples, augmentation and dropout come from the
+        recipe's seed. Another number of threads, another processor or a GPU gives other roundings.
+    Options: epochs, batch, optimizer, learning_rate, momentum, nesterov, weight_decay, schedule,
+        milestones, factor, warm_up, clip_norm, loss, output, label_smoothing, augment, distill,
+        freeze_batchnorm, keep, patience, at_most, threads.
+    """
+
+    epochs: Annotated[int, Field(ge=1, le=100_000)] = 10
+    """How often every sample is seen."""
+    batch: Annotated[int, Field(ge=1)] = 128
+    """Samples in one step."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """As in `torch.optim`."""
+    learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    """The greatest rate; `schedule` says how it falls."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of sgd."""
+    nesterov: bool = True
+    """Nesterov's form of the momentum; of sgd."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    """Of all parameters; added to the gradient by sgd and adam, apart from it by adamw."""
+    schedule: Literal["cosine", "step", "constant", "one_cycle"] = "cosine"
+    """`cosine` falls to 0 by half a wave (arXiv:1608.03983), `step` falls by `factor` at each of
+    `milestones`, `one_cycle` rises for 30 % of the training and falls to nearly 0
+    (arXiv:1708.07120)."""
+    milestones: list[Share] = Field(default=[0.5, 0.75])
+    """Of `step`: shares of the training."""
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Of `step`."""
+    warm_up: Annotated[float, Field(ge=0)] = 0.0
+    """Epochs (0.5 is half of one) in which the rate rises to what the schedule says."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Gradients whose norm is greater are scaled down to it."""
+    loss: Literal["cross_entropy", "binary_cross_entropy", "mse", "l1"] | UserLoss | None = None
+    """The loss of labels, or `{call: "module:function"}`. Without it, cross_entropy where they are
+    integers (classes), mse where they are not."""
+    output: str | None = None
+    """The output that labels are for; without it, the first one."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of cross_entropy: the share of a label that is spread over all classes (arXiv:1512.00567)."""
+    augment: list[Augmentation] = Field(default=[])
+    """Random changes of images [n, channels, height, width], in this order: `flip` (left to right),
+    `{crop: 4}` (shifts by up to 4 pixels, zeros moving in)."""
+    distill: Distill | None = None
+    """A teacher and losses against its answers: `distill: {}` takes the source and its logits."""
+    freeze_batchnorm: bool = False
+    """Keep the running statistics of batch normalization as they are."""
+    keep: Literal["best", "last"] = "best"
+    """Which epoch is kept: the `best` on the tuning split where there is one, or the `last`."""
+    patience: Annotated[int, Field(ge=1)] | None = None
+    """Stop after this many epochs in a row that were no better than the best one."""
+    at_most: Seconds | None = None
+    """Train for this long at most (`20 min`): as many epochs are planned as should fit, by the pace
+    of the first steps, and none is begun after that. The lock keeps their number, so that --locked
+    trains as many."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """Threads of the processor; without it, what PyTorch takes."""
+
+    level: ClassVar[Level] = Level.TORCH
+    reads: ClassVar[frozenset[Input]] = frozenset({Input.TRAINING})
+    required_by_default: ClassVar[bool] = True
+    tools: ClassVar[tuple[str, ...]] = ("torch", "numpy", "safetensors")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.patience is not None and self.keep == "last":
+            raise ValueError("`patience` waits for a better epoch\nwrite `keep: best`, or leave it")
+        if self.milestones != sorted(self.milestones):
+            raise ValueError("the milestones must rise\nfor example `milestones: [0.5, 0.75]`")
+        return self
+
+    @property
+    def effect(self) -> Effect:
+        """LOSSY: a model that was trained answers otherwise."""
+        return lossy(10.0)
+
+    @property
+    def wants(self) -> frozenset[Input]:
+        """The tuning split, to choose the best epoch by."""
+        return frozenset({Input.TUNING} if self.keep == "best" else ())
+
+    @property
+    def same_samples(self) -> bool:
+        """Whether the teacher is asked the same in every epoch, and by outputs that are known."""
+        losses = self.distill.losses if self.distill is not None else []
+        users = isinstance(self.loss, UserLoss) or any(entry.call for entry in losses)
+        return not self.augment and not users
+
+    def rate(self, step: int, steps: int, epoch_steps: int) -> float:
+        """The learning rate at `step` (from 0) of `steps`."""
+        from optimc.passes._train_schedule import Schedule
+
+        schedule = Schedule(self.schedule, self.milestones, self.factor, self.warm_up)
+        return self.learning_rate * schedule.share(step, steps, epoch_steps)
+
+    def check(self, model: Model, context: PassContext) -> None:
+        """Raises PreconditionError for files that are not there, and patience without tuning."""
+        for file in self._teacher_files(context.folder):
+            if not file.is_file():
+                raise PreconditionError(
+                    f"train: the teacher's file {file} is not there",
+                    fix="correct the path (it is relative to the recipe)",
+                )
+        if self.patience is not None and not context.has(Input.TUNING):
+            raise PreconditionError(
+                "train: `patience` needs a tuning split to judge epochs by",
+                fix="add data.tuning, or leave `patience` out",
+            )
+
+    def run(self, model: TorchModel, context: PassContext) -> PassResult:
+        """See the class."""
+        from optimc.passes._train_course import Course
+
+        self.check(model, context)
+        with context.workshop(model) as shop:
+            return Course(self, model, context, shop).run()
+
+    def files(self, folder: Path) -> list[Path]:
+        """The teacher's files, and the modules of the user's functions that lie in `folder`."""
+        calls = [self.loss.call] if isinstance(self.loss, UserLoss) else []
+        if self.distill is not None:
+            calls += [entry.call for entry in self.distill.losses if entry.call is not None]
+            if not isinstance(self.distill.teacher, str) and self.distill.teacher.factory:
+                calls.append(self.distill.teacher.factory)
+        named = [folder.joinpath(*call.partition(":")[0].split(".")) for call in calls]
+        modules = [
+            path for name in named for path in (name.with_suffix(".py"), name / "__init__.py")
+        ]
+        return [*self._teacher_files(folder), *(path for path in modules if path.is_file())]
+
+    def _teacher_files(self, folder: Path) -> list[Path]:
+        teacher: Any = self.distill.teacher if self.distill is not None else None
+        if teacher is None or isinstance(teacher, str):
+            return []
+        names = [teacher.onnx, teacher.weights.file if teacher.weights else None]
+        return [folder / name for name in names if name is not None]
