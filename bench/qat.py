@@ -167,9 +167,7 @@ def trained(
     qat = Qat.model_validate({name: getattr(given, name) for name in options})
     start = time.perf_counter()
     training = FolderTraining(f"{given.train} images", samples)
-    result = run_pass(
-        qat, plain, quantized_from=fused, training=training, tuning=tuning, seed=seed
-    )
+    result = run_pass(qat, plain, quantized_from=fused, training=training, tuning=tuning, seed=seed)
     print(f"  seed {seed}: {dict(result.stats)}", flush=True)
     return result.model, time.perf_counter() - start  # type: ignore[return-value]
 

@@ -228,7 +228,5 @@ def _with_ends(steps: Sequence[Step], kept: set[str]) -> list[Step]:
         named = dict.fromkeys([*(n for n in step.inputs if n), *(n for n in step.outputs if n)])
         dying = tuple(name for name in named if name not in alive)
         alive.update(dying)
-        result.append(
-            Step(step.node, step.operator, step.call, step.inputs, step.outputs, dying)
-        )
+        result.append(Step(step.node, step.operator, step.call, step.inputs, step.outputs, dying))
     return result[::-1]

@@ -87,9 +87,7 @@ def _gelu(call: Call, x: Tensor) -> Tensor:
     return torch.nn.functional.gelu(x, approximate=call.get("approximate", "none"))
 
 
-def _clip(
-    call: Call, x: Tensor, low: Tensor | None = None, high: Tensor | None = None
-) -> Tensor:
+def _clip(call: Call, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
     """The upper bound wins where the bounds cross."""
     import torch
 

@@ -132,7 +132,10 @@ class _Search:
             scale_of[value] = first
         stored = [constant(v) for v in node.inputs if v is not None and v not in scale_of]
         zeros = _zero_points(read)
-        if any(a is not None and a.dtype in (np.int8, np.uint8) and not _any_is(a, zeros) for a in stored):
+        if any(
+            a is not None and a.dtype in (np.int8, np.uint8) and not _any_is(a, zeros)
+            for a in stored
+        ):
             # A constant integer among them stands for a number that the scale must not change.
             self._fixed.add(first)
 

@@ -64,7 +64,9 @@ class Parameters:
         if bias.scale is not None:
             scale = self._constants[bias.scale]
             center = stored.to(torch.float64) * scale
-            start = center if bias.guess is None else torch.from_numpy(np.array(bias.guess)).double()
+            start = (
+                center if bias.guess is None else torch.from_numpy(np.array(bias.guess)).double()
+            )
             start = torch.clamp(start, center - _CELL * scale, center + _CELL * scale).float()
         self._starts[bias.name] = start
         self._units[bias.name] = (product * _HALF_RANGE).expand(start.shape)

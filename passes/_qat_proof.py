@@ -85,7 +85,9 @@ def _compared(step: Step, wanted: Array, found: Array) -> float:
         if errors.max(initial=0.0) > 1 or turned > max(1, TURNED * errors.size):
             raise _different(step, f"{turned} of {errors.size} integers that are others")
         return 0.0
-    error = float(errors.max(initial=0.0)) / max(float(np.abs(expected[finite]).max(initial=0)), 1e-30)
+    error = float(errors.max(initial=0.0)) / max(
+        float(np.abs(expected[finite]).max(initial=0)), 1e-30
+    )
     if error > (TOLERANCE if wanted.dtype.kind == "f" else 0.0):
         raise _different(step, f"an error of {error:.1e} of its scale, the bound is {TOLERANCE:g}")
     return error
@@ -102,4 +104,8 @@ def _tensor(array: Array) -> Tensor:
     """8-bit integers are float32 numbers in the torch form."""
     import torch
 
-    return torch.from_numpy(array.astype(np.float32) if array.dtype.itemsize == 1 and array.dtype.kind in "iu" else array)
+    return torch.from_numpy(
+        array.astype(np.float32)
+        if array.dtype.itemsize == 1 and array.dtype.kind in "iu"
+        else array
+    )

@@ -51,8 +51,9 @@ class QatService:
 
         from optimc.calibration.sample_store import StoredSamples
 
-        torch.manual_seed(seed)
         torch.use_deterministic_algorithms(True)
+        if options["threads"] is not None:
+            torch.set_num_threads(options["threads"])
         self._seed, self._options, self._fixed = seed, options, fixed
         self._path, self._origin = Path(quantized), Path(origin)
         self._folder = None if checkpoints is None else Path(checkpoints)

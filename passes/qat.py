@@ -12,7 +12,7 @@ other integers and scales. See `_qat_parameters` for what is trained, `_onnx_tor
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -49,7 +49,8 @@ class Qat(Pass):
         `data.tuning`, the epoch whose metric is best there is kept, else the last. Judged by the
         gate where the recipe limits a metric, else by an output SQNR of 3 dB against the model
         that it was given.
-    Options: epochs, batch, learning_rate, scale_learning_rate, distill, freeze.
+    Options: epochs, batch, learning_rate, scale_learning_rate, distill, keep, threads,
+        freeze.
     """
 
     epochs: Annotated[int, Field(ge=1, le=10_000)] = 5
@@ -64,6 +65,12 @@ class Qat(Pass):
     distill: Annotated[float, Field(ge=0, le=1)] = 1.0
     """The share of the loss that compares the outputs with the float model's, which needs no
     labels. The rest is the cross-entropy of the first output with the labels."""
+    keep: Literal["best", "last"] = "best"
+    """Which epoch is kept: the `best` on the tuning split where there is one (the model as it came,
+    if none is better), or the `last`."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """Threads of the processor; without it, what PyTorch takes. Another number gives other
+    roundings."""
     freeze: list[str] = Field(default=[])
     """Layers whose weights and biases stay: patterns as in `keep_float` of quantize_int8."""
 
@@ -75,8 +82,8 @@ class Qat(Pass):
 
     @property
     def wants(self) -> frozenset[Input]:
-        """The tuning split, to tell the best epoch."""
-        return frozenset({Input.TUNING})
+        """The tuning split, to choose the best epoch by."""
+        return frozenset({Input.TUNING} if self.keep == "best" else ())
 
     @property
     def effect(self) -> Effect:
@@ -114,9 +121,7 @@ class Qat(Pass):
             if not _differs(model, constants) or not context.log.allow("train", _WHERE):
                 return PassResult(model.sealed(), False, _stats(record, error))
             _write(model, constants)
-            return PassResult(
-                model.sealed(), True, _stats(record, error), context.log.rewrites
-            )
+            return PassResult(model.sealed(), True, _stats(record, error), context.log.rewrites)
 
     def _worker(self, model: OnnxModel, context: PassContext) -> Worker:
         from optimc.calibration.checks import fixed_batch
