@@ -171,9 +171,36 @@ def quantize(call: Call, x: Tensor, scale: Tensor, zero: Tensor | None = None) -
 
 def rounded(x: Tensor, scale: Tensor, zero: Tensor | float, low: float, high: float) -> Tensor:
     """``clamp(round(x / scale) + zero, low, high)``, straight through the rounding."""
-    steps = x / scale
-    steps = steps + (steps.round() - steps).detach()
-    return (steps + zero).clamp(low, high)
+    result: Tensor = _rounding().apply(x, scale, zero, low, high)
+    return result
+
+
+@cache
+def _rounding() -> Any:
+    """`rounded` with its gradient, in one: torch would keep and walk through six tensors."""
+    import torch
+
+    class Rounding(torch.autograd.Function):
+        @staticmethod
+        def forward(
+            ctx: Any, x: Tensor, scale: Tensor, zero: Tensor | float, low: float, high: float
+        ) -> Tensor:
+            steps = x / scale
+            integers = steps.round().add_(zero)
+            inside = (integers >= low).logical_and_(integers <= high)
+            ctx.save_for_backward(steps, inside, scale)
+            return integers.clamp_(low, high)
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            steps, inside, scale = ctx.saved_tensors
+            passed = (gradients[0] * inside).div_(scale)
+            of_scale = None
+            if ctx.needs_input_grad[1]:
+                of_scale = -(passed * steps).sum_to_size(scale.shape)
+            return passed if ctx.needs_input_grad[0] else None, of_scale, None, None, None
+
+    return Rounding
 
 
 def dequantize(call: Call, q: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
@@ -181,7 +208,8 @@ def dequantize(call: Call, q: Tensor, scale: Tensor, zero: Tensor | None = None)
     if call.get("block_size", 0):
         raise call.unsupported("scales in blocks")
     scale, shift = _along(call, q, scale, zero)
-    return (q.to(scale.dtype) - shift) * scale
+    floats = q.to(scale.dtype)
+    return (floats if isinstance(shift, float) else floats - shift) * scale
 
 
 def _along(
@@ -193,7 +221,9 @@ def _along(
         axis = int(call.get("axis", 1)) % x.dim()
         shape = [-1 if index == axis else 1 for index in range(x.dim())]
     scale = scale.reshape(shape)
-    return scale, 0.0 if zero is None else zero.to(scale.dtype).reshape(shape)
+    if zero is None or not zero.any():
+        return scale, 0.0
+    return scale, zero.to(scale.dtype).reshape(shape)
 
 
 def _torch_dtype(number: int) -> Any:

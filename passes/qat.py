@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 NAME = "qat"
 _SERVICE = "optimc.passes._qat_service:QatService"
 _WHERE = "the whole graph"
+_MOST_BYTES = 3 * 2**29
+"""ONNX Runtime gets the graph with all its values as one message, of 2 GB at most."""
 _TRAINING_S = 7 * 24 * 3600.0
 """The longest epoch: the training has no time limit of its own."""
 
@@ -99,6 +101,7 @@ class Qat(Pass):
         from optimc.passes.quantize_int8 import matches
 
         check_quantized(context, NAME)
+        _check_size(model)
         if find_spec("torch") is None:
             raise missing_extra("torch", f"the pass {NAME}")
         nodes = list(_graph(model))
@@ -116,12 +119,14 @@ class Qat(Pass):
         with self._worker(model, context) as worker:
             worker.on_progress = context.progress
             error = float(worker.call("prove").data)
-            record = self._trained(worker, model, context)
+            record, before = self._trained(worker, model, context)
+            notes = (f"went on after epoch {before}",) if before else ()
             constants = worker.call("best").arrays
             if not _differs(model, constants) or not context.log.allow("train", _WHERE):
-                return PassResult(model.sealed(), False, _stats(record, error))
+                return PassResult(model.sealed(), False, _stats(record, error), notes=notes)
             _write(model, constants)
-            return PassResult(model.sealed(), True, _stats(record, error), context.log.rewrites)
+            rewrites = context.log.rewrites
+            return PassResult(model.sealed(), True, _stats(record, error), rewrites, notes=notes)
 
     def _worker(self, model: OnnxModel, context: PassContext) -> Worker:
         from optimc.calibration.checks import fixed_batch
@@ -142,14 +147,18 @@ class Qat(Pass):
         }
         return Worker(_SERVICE, options, name="the training", limits=Limits(seconds=_TRAINING_S))
 
-    def _trained(self, worker: Worker, model: OnnxModel, context: PassContext) -> dict[str, Any]:
-        """Trains all epochs that are left; what happened in them, as plain data."""
+    def _trained(
+        self, worker: Worker, model: OnnxModel, context: PassContext
+    ) -> tuple[dict[str, Any], int]:
+        """Trains all epochs that are left; what happened in all of them, as plain data, and how
+        many a build before this one had done."""
         record = worker.call("restore").data
         if record is None:
             start = context.tuning.drop(model).point if context.has(Input.TUNING) else None
             record = {"losses": [], "drops": [start], "best": 0}
             worker.call("keep")
-        for epoch in range(len(record["losses"]) + 1, self.epochs + 1):
+        before = len(record["losses"])
+        for epoch in range(before + 1, self.epochs + 1):
             reply = worker.call("train", epoch=epoch, epochs=self.epochs)
             path = context.workspace / f"epoch-{epoch}.onnx"
             now = model.clone()
@@ -165,7 +174,16 @@ class Qat(Pass):
                 record["best"] = epoch
                 worker.call("keep")
             worker.call("save", epoch=epoch, record=record)
-        return dict(record)
+        return dict(record), before
+
+
+def _check_size(model: Any) -> None:
+    if model.stats.bytes > _MOST_BYTES:
+        raise PreconditionError(
+            f"the model has {model.stats.bytes:,} bytes of weights; {NAME} proves its torch form on"
+            f" models of up to {_MOST_BYTES:,}",
+            fix=f"leave {NAME} out of this variant",
+        )
 
 
 def _write(model: OnnxModel, constants: Mapping[str, Any]) -> None:
