@@ -85,7 +85,7 @@ class _Search:
             self._floats.setdefault((node.name or "", node.op_type), []).append(node)
         self._shared = _Shared()
         self._fixed: set[str] = set()
-        integers = (constant(n.inputs[0]) for n in graph if n.op_type == "DequantizeLinear")
+        integers = (_initializer(n.inputs[0]) for n in graph if n.op_type == "DequantizeLinear")
         most = max((_most(a) for a in integers if a is not None and a.dtype == np.int8), default=0)
         self._limit = REDUCED_RANGE if most <= REDUCED_RANGE else FULL_RANGE
 
@@ -95,7 +95,7 @@ class _Search:
         self._activations()
         readers: dict[str, list[ir.Node]] = {}
         for node in self._graph:
-            if node.op_type == "DequantizeLinear" and constant(node.inputs[0]) is not None:
+            if node.op_type == "DequantizeLinear" and _initializer(node.inputs[0]) is not None:
                 readers.setdefault(_name(node.inputs[0]), []).append(node)
         for name, dequantizers in readers.items():
             self._stored(name, dequantizers, result)
@@ -103,8 +103,14 @@ class _Search:
         if scales:
             fixed = {self._shared.root(name) for name in self._fixed}
             roots = {name: self._shared.root(name) for name in self._shared.names()}
+            fixed |= {root for name, root in roots.items() if self._differ(name, root)}
             result.scales = {name: root for name, root in roots.items() if root not in fixed}
         return result
+
+    def _differ(self, name: str, other: str) -> bool:
+        """Whether two scales that belong together are not equal as they came."""
+        one, two = (_initializer(self._graph.initializers.get(n)) for n in (name, other))
+        return one is None or two is None or not np.array_equal(one, two)
 
     def _activations(self) -> None:
         """Joins the scales between which integers run as they are."""
@@ -130,7 +136,7 @@ class _Search:
             self._shared.join(scale_of[value], first)  # type: ignore[index]
         for value in node.outputs:
             scale_of[value] = first
-        stored = [constant(v) for v in node.inputs if v is not None and v not in scale_of]
+        stored = [_initializer(v) for v in node.inputs if v is not None and v not in scale_of]
         zeros = _zero_points(read)
         if any(
             a is not None and a.dtype in (np.int8, np.uint8) and not _any_is(a, zeros)
@@ -151,7 +157,7 @@ class _Search:
                     dq is not None
                     and dq.op_type == "DequantizeLinear"
                     and q.op_type == "QuantizeLinear"
-                    and constant(dq.inputs[0]) is None
+                    and _initializer(dq.inputs[0]) is None
                     and _parameters(dq) == _parameters(q)
                 ):
                     self._shared.join(_name(dq.inputs[1]), _name(q.inputs[1]))
@@ -159,7 +165,7 @@ class _Search:
     def _scale(self, node: ir.Node) -> str:
         name = _name(node.inputs[1])
         self._shared.add(name)
-        if constant(node.inputs[1]) is None:
+        if _initializer(node.inputs[1]) is None:
             self._fixed.add(name)
         return name
 
@@ -168,25 +174,23 @@ class _Search:
         uses = [use for dq in readers for use in dq.outputs[0].uses()]
         stays = any(matches(node, p) for node, _ in uses for p in self._frozen)
         first, scale = readers[0], _name(readers[0].inputs[1])
-        integers, steps = constant(first.inputs[0]), constant(first.inputs[1])
-        alike = all(_name(dq.inputs[1]) == scale for dq in readers)
-        if stays or not alike or steps is None or integers is None or not uses:
+        integers, steps = _initializer(first.inputs[0]), _initializer(first.inputs[1])
+        stays |= any(_name(dq.inputs[1]) != scale for dq in readers)
+        if steps is None or integers is None or not uses:
             return
         guess = self._guess(*uses[0], integers.shape)
         if integers.dtype == np.int32:
-            inputs = {self._layer_scales(node) for node, index in uses if index == 2}
-            if len(inputs) == 1 and all(index == 2 for _, index in uses) and None not in inputs:
-                source, weight = next(iter(inputs))  # type: ignore[misc]
-                result.biases.append(StoredBias(name, scale, source, weight, guess))
-                return
-            # A bias of layers with other scales: they stay, so that it fits all of them.
-            for pair in inputs - {None}:
+            layers = {self._layer_scales(node) for node, index in uses if index == 2} - {None}
+            if not stays and len(layers) == 1 and all(index == 2 for _, index in uses):
+                result.biases.append(StoredBias(name, scale, *layers.pop(), guess))  # type: ignore[misc]
+            # A bias that stays, or is one of layers with other scales: they have to fit it.
+            for pair in layers:
                 self._fixed.update(pair)  # type: ignore[arg-type]
-        elif integers.dtype in (np.int8, np.uint8):
+        elif not stays and integers.dtype in (np.int8, np.uint8):
             self._shared.add(scale)
             axis = int(number(first, "axis", 1)) % max(integers.ndim, 1)
             shape = tuple(-1 if i == axis else 1 for i in range(integers.ndim))
-            zero = constant(first.inputs[2]) if len(first.inputs) > 2 else None
+            zero = _initializer(first.inputs[2]) if len(first.inputs) > 2 else None
             info = np.iinfo(integers.dtype)
             low, high = float(info.min), float(info.max)
             if integers.dtype == np.int8 and (zero is None or not zero.any()):
@@ -210,7 +214,7 @@ class _Search:
             scales = self._layer_scales(node)
             if value is None or scales is None or any(matches(node, p) for p in self._frozen):
                 continue
-            array = constant(value)
+            array = _initializer(value)
             if array is not None and array.dtype == np.float32 and len(value.uses()) == 1:
                 result.biases.append(StoredBias(_name(value), None, *scales, None))
 
@@ -273,7 +277,7 @@ class _Shared:
 def _zero_points(values: Sequence[Any]) -> list[Any]:
     """The zero points of the Qs that make `values`; behind other nodes they are not looked for."""
     makers = [value.producer() for value in values]
-    found = [constant(m.inputs[2]) for m in makers if m is not None and len(m.inputs) > 2]
+    found = [_initializer(m.inputs[2]) for m in makers if m is not None and len(m.inputs) > 2]
     return [zero for zero in found if zero is not None]
 
 
@@ -282,7 +286,7 @@ def _any_is(array: NDArray[Any], others: Sequence[NDArray[Any]]) -> bool:
 
 
 def _parameters(node: ir.Node) -> tuple[bytes, bytes] | None:
-    arrays = [constant(value) for value in node.inputs[1:]]
+    arrays = [_initializer(value) for value in node.inputs[1:]]
     if any(array is None for array in arrays) or len(arrays) != 2:
         return None
     return arrays[0].tobytes(), arrays[1].tobytes()  # type: ignore[union-attr]
@@ -290,6 +294,11 @@ def _parameters(node: ir.Node) -> tuple[bytes, bytes] | None:
 
 def _most(integers: NDArray[Any]) -> int:
     return int(np.abs(integers.astype(np.int16)).max(initial=0))
+
+
+def _initializer(value: ir.Value | None) -> NDArray[Any] | None:
+    """The array of an initializer; None for all else."""
+    return constant(value) if value is not None and value.is_initializer() else None
 
 
 def _name(value: ir.Value | None) -> str:

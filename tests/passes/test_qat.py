@@ -186,6 +186,18 @@ def test_frozen_layers_and_scales_stay() -> None:
     assert changed <= own
 
 
+def test_a_frozen_layer_keeps_the_scale_of_its_accumulator() -> None:
+    before = quantized_models()["depthwise chain"]
+    options = Qat(epochs=1, freeze=["Gemm"], scale_learning_rate=0.01)
+    after = onnx_of(train(before, origin_of(before), options))
+    old, new = constants_of(before), constants_of(after)
+    gemm = next(node for node in after.ir.graph if node.op_type == "Gemm")
+    for value in gemm.inputs:
+        scale = str(value.producer().inputs[1].name)  # type: ignore[union-attr]
+        assert np.array_equal(old[scale], new[scale])
+    assert any(not np.array_equal(old[k], new[k]) for k in new if k.endswith("_scale"))
+
+
 def test_the_same_seed_gives_the_same_digest_and_another_another() -> None:
     before = quantized_models()["residual"]
     runs = [train(before, origin_of(before), SHORT, seed=seed).model.digest for seed in (0, 0, 1)]
