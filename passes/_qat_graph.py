@@ -50,7 +50,6 @@ class StoredBias:
     """The name of its scale, which is the product of the next two; None where it is float."""
     input_scale: str
     weight_scale: str
-    guess: NDArray[np.float32] | None
 
 
 @dataclass
@@ -178,11 +177,10 @@ class _Search:
         stays |= any(_name(dq.inputs[1]) != scale for dq in readers)
         if steps is None or integers is None or not uses:
             return
-        guess = self._guess(*uses[0], integers.shape)
         if integers.dtype == np.int32:
             layers = {self._layer_scales(node) for node, index in uses if index == 2} - {None}
             if not stays and len(layers) == 1 and all(index == 2 for _, index in uses):
-                result.biases.append(StoredBias(name, scale, *layers.pop(), guess))  # type: ignore[misc]
+                result.biases.append(StoredBias(name, scale, *layers.pop()))  # type: ignore[misc]
             # A bias that stays, or is one of layers with other scales: they have to fit it.
             for pair in layers:
                 self._fixed.update(pair)  # type: ignore[arg-type]
@@ -203,7 +201,7 @@ class _Search:
                     shape if steps.size > 1 else (),
                     low,
                     high,
-                    guess,
+                    self._guess(*uses[0], integers.shape),
                 )
             )
 
@@ -216,7 +214,7 @@ class _Search:
                 continue
             array = _initializer(value)
             if array is not None and array.dtype == np.float32 and len(value.uses()) == 1:
-                result.biases.append(StoredBias(_name(value), None, *scales, None))
+                result.biases.append(StoredBias(_name(value), None, *scales))
 
     def _layer_scales(self, node: ir.Node) -> tuple[str, str] | None:
         """The names of the scales of a layer's input and weight."""

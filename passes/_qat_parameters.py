@@ -58,19 +58,13 @@ class Parameters:
     def _add_bias(self, bias: StoredBias) -> None:
         import torch
 
-        stored = self._constants[bias.name]
+        stored = self._constants[bias.name].double()
         product = self._constants[bias.input_scale] * self._constants[bias.weight_scale]
-        start = stored.clone()
-        if bias.scale is not None:
-            scale = self._constants[bias.scale]
-            center = stored.to(torch.float64) * scale
-            start = (
-                center if bias.guess is None else torch.from_numpy(np.array(bias.guess)).double()
-            )
-            start = torch.clamp(start, center - _CELL * scale, center + _CELL * scale).float()
-        self._starts[bias.name] = start
-        self._units[bias.name] = (product * _HALF_RANGE).expand(start.shape)
-        self._add("bias", bias.name, torch.zeros_like(start))
+        # In float64, because int32 has more digits than float32.
+        scale = 1.0 if bias.scale is None else self._constants[bias.scale].double()
+        self._starts[bias.name] = stored * scale
+        self._units[bias.name] = (product * _HALF_RANGE).expand(stored.shape)
+        self._add("bias", bias.name, torch.zeros_like(stored, dtype=torch.float32))
 
     def of_kind(self, *kinds: str) -> list[Tensor]:
         """The trained tensors of these kinds, in their order."""
@@ -106,7 +100,7 @@ class Parameters:
         if bias.weight_scale not in values:
             return
         scale, source = values[bias.weight_scale], self._scale(bias.input_scale, values)
-        least = floats.detach().abs() / (source.detach() * BIAS_LIMIT)
+        least = floats.detach().abs().float() / (source.detach() * BIAS_LIMIT)
         values[bias.weight_scale] = scale.maximum(least if scale.dim() else least.max())
 
     def _weight(self, weight: StoredIntegers, values: Mapping[str, Tensor]) -> Tensor:
@@ -118,14 +112,14 @@ class Parameters:
 
     def _store_bias(self, bias: StoredBias, floats: Tensor, values: dict[str, Tensor]) -> None:
         if bias.scale is None:
-            values[bias.name] = floats
+            values[bias.name] = floats.float()
             return
         source = self._scale(bias.input_scale, values)
         scale = (source * self._scale(bias.weight_scale, values)).expand(
             self._constants[bias.scale].shape
         )
         values[bias.scale] = scale
-        values[bias.name] = rounded(floats, scale, 0.0, -_INT32, _INT32)
+        values[bias.name] = rounded(floats, scale.double(), 0.0, -_INT32, _INT32)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """`constants` as the graph stores them: int8, uint8, int32 and float32."""

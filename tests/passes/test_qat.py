@@ -267,7 +267,7 @@ def test_labels_are_learned_where_distillation_is_left_out() -> None:
     origin = depthwise_chain()
     before = quantized(origin)
     training = labelled(origin)
-    options = Qat(epochs=6, batch=16, distill=0.0, learning_rate=0.1)
+    options = Qat(epochs=10, batch=16, distill=0.0, learning_rate=1.0)
     after = onnx_of(train(before, origin, options, training=training))
     right = [accuracy(model, training) for model in (before, after)]
     assert right[1] > right[0] + 0.1
