@@ -267,10 +267,12 @@ def test_labels_are_learned_where_distillation_is_left_out() -> None:
     origin = depthwise_chain()
     before = quantized(origin)
     training = labelled(origin)
-    options = Qat(epochs=10, batch=16, distill=0.0, learning_rate=1.0)
+    # The range of the logits is far too small for labels: the last scale has to grow.
+    rates = {"learning_rate": 1.0, "scale_learning_rate": 0.1}
+    options = Qat.model_validate({"epochs": 10, "batch": 16, "distill": 0.0, **rates})
     after = onnx_of(train(before, origin, options, training=training))
     right = [accuracy(model, training) for model in (before, after)]
-    assert right[1] > right[0] + 0.1
+    assert right[1] > right[0] + 0.3
 
 
 def labelled(model: OnnxModel) -> Any:
@@ -375,7 +377,7 @@ def test_zero_points_and_padding_that_are_integers_keep_their_meaning() -> None:
     fill = str(pad.inputs[2].name)  # type: ignore[union-attr]
     after = onnx_of(train(before, origin, Qat(epochs=2, scale_learning_rate=0.02)))
     old, new = constants_of(before), constants_of(after)
-    dq = pad.outputs[0].uses()[0].node
+    dq = next(iter(pad.outputs[0].uses())).node
     scale = str(dq.inputs[1].name)  # type: ignore[union-attr]
     assert np.array_equal(old[fill], new[fill])
     assert np.array_equal(old[scale], new[scale]), "1.5 is stored in steps of this scale"
