@@ -74,7 +74,8 @@ def _prelu(call: Call, x: Tensor, slope: Tensor) -> Tensor:
 
 
 def _hard_sigmoid(call: Call, x: Tensor) -> Tensor:
-    return (x * call.get("alpha", 0.2) + call.get("beta", 0.5)).clamp(0, 1)
+    alpha, beta = float(call.get("alpha", 0.2)), float(call.get("beta", 0.5))
+    return (x * alpha + beta).clamp(0, 1)
 
 
 def _hard_swish(call: Call, x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -41,7 +41,7 @@ def _constant(call: Call) -> Tensor:
 def _constant_of_shape(call: Call, shape: Tensor) -> Tensor:
     import torch
 
-    value = call.get("value", torch.zeros(1))
+    value: Tensor = call.get("value", torch.zeros(1))
     return value.reshape(()).expand(_list(shape)).clone()
 
 
@@ -110,11 +110,13 @@ def _concat(call: Call, *inputs: Tensor) -> Tensor:
 
 
 def _split(call: Call, x: Tensor, sizes: Tensor | None = None) -> list[Tensor]:
+    import torch
+
     axis = int(call.get("axis", 0))
     if sizes is not None:
-        return list(x.split(_list(sizes), axis))
+        return list(torch.split(x, _list(sizes), axis))
     count = int(call.get("num_outputs", call.outputs))
-    return list(x.split(-(-x.shape[axis] // count), axis))
+    return list(torch.split(x, -(-x.shape[axis] // count), axis))
 
 
 def _pad(
@@ -189,7 +191,8 @@ def _cast(call: Call, x: Tensor) -> Tensor:
 def _expand(call: Call, x: Tensor, shape: Tensor) -> Tensor:
     import torch
 
-    return x.expand(torch.broadcast_shapes(x.shape, tuple(_list(shape))))
+    wanted: Any = torch.broadcast_shapes(x.shape, tuple(_list(shape)))  # type: ignore[no-untyped-call]
+    return x.expand(wanted)
 
 
 def _where(call: Call, condition: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -130,9 +130,9 @@ class _Search:
         read = [value for value in node.inputs if value in scale_of]
         if not read:
             return
-        first = scale_of[read[0]]  # type: ignore[index]
+        first = scale_of[read[0]]
         for value in read:
-            self._shared.join(scale_of[value], first)  # type: ignore[index]
+            self._shared.join(scale_of[value], first)
         for value in node.outputs:
             scale_of[value] = first
         stored = [_initializer(v) for v in node.inputs if v is not None and v not in scale_of]
@@ -239,7 +239,7 @@ class _Search:
         if node.op_type == "Gemm":
             # quantize_int8 multiplied the factors in.
             name = "alpha" if index == 1 else "beta"
-            array = array * np.float32(number(found[0], name, 1.0))
+            array = array.astype(np.float32) * np.float32(number(found[0], name, 1.0))
         try:
             return np.broadcast_to(array.astype(np.float32), shape)
         except ValueError:
