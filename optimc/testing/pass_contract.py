@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from optimc.core.errors import PreconditionError
 from optimc.core.model import OnnxModel
-from optimc.core.passes import Calibration, EffectKind, Pass, PassResult
+from optimc.core.passes import Calibration, EffectKind, Pass, PassResult, Training
 from optimc.testing.runs import run_model, run_pass, seeded_feeds
 
 if TYPE_CHECKING:
@@ -53,6 +53,10 @@ class PassContract:
 
     def quantized_from(self, model: OnnxModel) -> OnnxModel | None:
         """The float model that `model` was quantized from, for passes that read FLOAT."""
+        return None
+
+    def training(self, model: OnnxModel) -> Training | None:
+        """Samples for `model`, for passes that read TRAINING."""
         return None
 
     def feeds(self, model: OnnxModel) -> Sequence[Feeds]:
@@ -203,6 +207,7 @@ class PassContract:
                 spec=self.spec(),
                 calibration=self.calibration(model),
                 quantized_from=self.quantized_from(model),
+                training=self.training(model),
                 limit=limit,
             )
         except PreconditionError as error:

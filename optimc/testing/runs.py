@@ -17,6 +17,7 @@ from optimc.core.passes import (
     PassResult,
     RewriteKey,
     RewriteLog,
+    Training,
     Tuning,
 )
 
@@ -37,6 +38,8 @@ def run_pass(
     quantized_from: OnnxModel | None = None,
     tuning: Tuning | None = None,
     device: Device | None = None,
+    training: Training | None = None,
+    unfinished: Path | None = None,
     choice: Any = None,
     limit: int | None = None,
     only: frozenset[RewriteKey] | None = None,
@@ -50,7 +53,7 @@ def run_pass(
     clone = model.clone()
     with tempfile.TemporaryDirectory(prefix="optimc-pass-") as folder:
         context = PassContext(
-            reads=pass_.needs,
+            reads=pass_.needs | pass_.wants,
             log=RewriteLog(limit, only=only),
             seed=seed,
             workspace=Path(folder),
@@ -60,6 +63,8 @@ def run_pass(
             tuning_data=tuning,
             timed_device=device,
             choice=choice,
+            training_data=training,
+            unfinished=unfinished,
         )
         pass_.check(clone, context)
         result = pass_.run(clone, context)
