@@ -12,6 +12,7 @@ other integers and scales. See `_qat_parameters` for what is trained, `_onnx_tor
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -130,7 +131,7 @@ class Qat(Pass):
 
     def _worker(self, model: OnnxModel, context: PassContext) -> Worker:
         from optimc.calibration.checks import fixed_batch
-        from optimc.core.worker import Limits, Worker
+        from optimc.core.worker import Worker
 
         assert context.float_model is not None
         paths = {"quantized": model, "origin": context.float_model}
@@ -145,7 +146,8 @@ class Qat(Pass):
             "fixed": fixed_batch(model.signature),
             "options": self.options(),
         }
-        return Worker(_SERVICE, options, name="the training", limits=Limits(seconds=_TRAINING_S))
+        limits = replace(context.limits, seconds=_TRAINING_S)
+        return Worker(_SERVICE, options, name="the training", limits=limits)
 
     def _trained(
         self, worker: Worker, model: OnnxModel, context: PassContext

@@ -23,6 +23,7 @@ from optimc.core.analyses import Analyses, Analysis
 from optimc.core.descriptions import wanted
 from optimc.core.errors import CellError
 from optimc.core.model import Level, Model, OnnxModel
+from optimc.core.worker import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -402,6 +403,8 @@ class PassContext:
     goes when the result is kept. None where nothing outlives the build (``--no-cache``)."""
     folder: Path = Path()
     """The recipe's, which paths in options are relative to."""
+    limits: Limits = Limits()
+    """What each worker that the pass starts may use."""
 
     def has(self, wanted: Input) -> bool:
         """Whether an input that the pass `wants` is there: TUNING, TRAINING or CALIBRATION."""

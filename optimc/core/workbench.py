@@ -113,7 +113,7 @@ class Workbench:
         parameters = dict(self.module.named_parameters())
         with torch.no_grad():
             for name, mask in self.masks.items():
-                parameters[name].mul_(mask)
+                parameters[name].masked_fill_(~mask, 0.0)  # also where NaN came up
 
     def macs(self) -> int:
         """Multiply-accumulates of the example, divided by its batch (convolutions and products)."""

@@ -270,6 +270,7 @@ class Build:
             judge_lossy=self._judges_lossy_passes(),
             modules=self.torch,
             folder=self.recipe.folder,
+            worker_limits=self.limits,
         )
         models: dict[str, OnnxModel] = {}
         try:

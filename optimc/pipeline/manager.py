@@ -40,6 +40,7 @@ from optimc.core.passes import (
 )
 from optimc.core.targets import TargetSpec
 from optimc.core.torch_model import TorchModel
+from optimc.core.worker import Limits
 from optimc.pipeline.cache import Cache
 from optimc.pipeline.verification import Finding, PassVerifier, Segment, Verdict, held_to_bound
 from optimc.pipeline.versions import compiler_digest, source_digest, tool_versions
@@ -140,6 +141,7 @@ class PassManager:
     """There where the source has modules."""
     folder: Path = Path()
     """The recipe's."""
+    worker_limits: Limits = Limits()
     executions: dict[str, int] = field(default_factory=dict)
     """How often each pass ran, cache hits not counted."""
     _known: dict[tuple[str, str], Analyses] = field(default_factory=dict)
@@ -297,6 +299,7 @@ class PassManager:
             progress=progress,
             training_data=inputs.training,
             folder=self.folder,
+            limits=self.worker_limits,
             open_workshop=None
             if modules is None
             else lambda opened: modules.workshop(opened, folder, progress),
