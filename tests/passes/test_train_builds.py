@@ -117,7 +117,7 @@ def killed_build(folder: Path, cache: str, epoch: int) -> None:
     with subprocess.Popen(
         command, cwd=folder, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     ) as process:
-        while not list((folder / cache).glob(f"*/unfinished/*/epoch-{epoch:05d}/record.json")):
+        while not list((folder / cache).glob(f"unfinished/*/epoch-{epoch:05d}/record.json")):
             assert process.poll() is None, "the build ended before it was killed"
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
