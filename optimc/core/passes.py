@@ -403,7 +403,7 @@ class PassContext:
     goes when the result is kept. None where nothing outlives the build (``--no-cache``)."""
     folder: Path = Path()
     """The recipe's, which paths in options are relative to."""
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     """What each worker that the pass starts may use."""
 
     def has(self, wanted: Input) -> bool:

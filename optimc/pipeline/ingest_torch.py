@@ -76,7 +76,7 @@ def read_torch_source(
         {name: sha for name, (sha, _) in files.items()},
         sum(size for _, size in files.values()),
         known=content["known"],
-        origin=_key(recipe, model, files),
+        origin=_origin(recipe, model, files),
     )
 
 
@@ -150,6 +150,12 @@ def _key(recipe: Recipe, model: TorchSource, files: Files) -> str:
         {name: plain(option, recipe.folder) for name, option in recipe.outputs.items()},
         [recipe.seed, compiler_digest(), tool_versions([*tools, *installed])],
     )
+
+
+def _origin(recipe: Recipe, model: TorchSource, files: Files) -> str:
+    """Names the module as the source makes it: no version of ours or of a library."""
+    contents = {name: sha for name, (sha, _) in files.items()}
+    return digest_of("module", plain(model, recipe.folder), contents, recipe.seed)
 
 
 def _named_files(model: TorchSource) -> list[Path]:

@@ -141,7 +141,7 @@ class PassManager:
     """There where the source has modules."""
     folder: Path = Path()
     """The recipe's."""
-    worker_limits: Limits = Limits()
+    worker_limits: Limits = field(default_factory=Limits)
     executions: dict[str, int] = field(default_factory=dict)
     """How often each pass ran, cache hits not counted."""
     _known: dict[tuple[str, str], Analyses] = field(default_factory=dict)

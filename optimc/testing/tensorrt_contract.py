@@ -335,7 +335,7 @@ def wrong_hook(api: Api, cuda: HostCuda) -> dict[str, Any]:
     """A planted override that TensorRT would never call: has to fail."""
     import tensorrt
 
-    class Monitor(tensorrt.IProgressMonitor):  # type: ignore[misc, name-defined]
+    class Monitor(tensorrt.IProgressMonitor):  # type: ignore[misc]
         def step_done(self, phase_name: str, step: int) -> bool:
             return True
 
