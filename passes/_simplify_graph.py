@@ -90,10 +90,11 @@ def _lift(graph: ir.Graph, node: ir.Node, tensor: ir.TensorProtocol) -> None:
 
 
 def remove_identities(work: Work) -> None:
-    """The readers of an Identity read its input."""
+    """The readers of an Identity, and of a Pad by nothing, read its input."""
     for graph in list(all_graphs(work.model)):
         for node in graph:
-            if not (is_identity(node) or _is_read_anchor(node)):
+            gone = is_identity(node) or _pads_nothing(node)
+            if not (gone or _is_read_anchor(node)):
                 continue
             source, output = node.inputs[0], node.outputs[0]
             if source is None:
@@ -105,9 +106,19 @@ def remove_identities(work: Work) -> None:
                 continue
             _merge_type(source, output)
             output.replace_all_uses_with(source)
-            if is_identity(node):
+            if gone:
                 keep_source(source, output)
                 graph.remove(node, safe=True)
+
+
+def _pads_nothing(node: ir.Node) -> bool:
+    """A Pad by zeros on all sides, as shortcuts that pad channels export where widths are equal."""
+    if node.op_type != "Pad" or node.domain != "" or len(node.inputs) < 2:
+        return False
+    if node.inputs[1] is None or node.outputs[0].is_graph_output():
+        return False
+    amounts = ir.convenience.get_const_tensor(node.inputs[1])
+    return amounts is not None and not amounts.numpy().any()
 
 
 def _is_read_anchor(node: ir.Node) -> bool:

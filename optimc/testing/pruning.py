@@ -10,7 +10,7 @@ from optimc.core.model import Model, Signature
 from optimc.core.passes import Drop, Pass, PassContext, Ratio, RewriteLog, Runner
 from optimc.core.torch_model import TorchModel
 from optimc.core.workbench import Workbench
-from optimc.testing.local_workshop import LocalWorkshop
+from optimc.testing.workshops import InlineWorkshop
 
 
 class CountedTuning:
@@ -73,7 +73,7 @@ def pruning_context(pass_: Pass, bench: Workbench, folder: Path, **given: Any) -
         reads=pass_.needs | pass_.wants,
         seed=0,
         workspace=folder,
-        open_workshop=lambda model: LocalWorkshop(bench, folder),
+        open_workshop=lambda model: InlineWorkshop(bench, Signature((), ()), folder),
         **given,
     )
 

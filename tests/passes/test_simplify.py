@@ -67,6 +67,15 @@ def test_shape_arithmetic_folds_to_a_constant() -> None:
     assert not {"Sqrt", "Mul", "Cast", "Identity"} & set(counts)
 
 
+@pytest.mark.parametrize(("before", "left"), [(0, []), (1, ["Pad"])])
+def test_a_pad_by_nothing_goes_and_others_stay(before: int, left: list[str]) -> None:
+    b = GraphBuilder()
+    padded = b.node("Pad", b.input("x", ["n", 4]), b.constant([0, before, 0, 0]), b.constant(0.0))
+    b.node("Relu", padded, to="y")
+    b.output("y", ["n", 4 + before])
+    assert operators(simplified(b.model())) == [*left, "Relu"]
+
+
 def test_shapes_fold_away_altogether_where_dims_are_fixed() -> None:
     b = GraphBuilder()
     x = b.input("x", [2, 6, 4])
