@@ -79,8 +79,9 @@ class InlineWorkshop:
 
     def model(self) -> TorchModel:
         """The module as it is now, stored."""
+        self._folder.mkdir(parents=True, exist_ok=True)
         target = self._folder / f"module-{len(list(self._folder.iterdir()))}"
-        target.mkdir(parents=True)
+        target.mkdir()
         self.bench.write_tensors(target)
         stats, structure = self.bench.stats(), self.bench.structure()
         write_header(target, ORIGIN, self._signature, stats, structure)
