@@ -125,26 +125,30 @@ class Trainer:
         threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
         torch.set_num_threads(self.threads)
         torch.use_deterministic_algorithms(True)
-        self._move(self.device)
+        self._move(self.device, torch.channels_last)
         try:
             yield
         finally:
-            self._move(torch.device("cpu"))
+            self._move(torch.device("cpu"), torch.contiguous_format)
             self.bench.module.eval()
             torch.use_deterministic_algorithms(strict)
             torch.set_num_threads(threads)
 
-    def _move(self, device: torch.device) -> None:
-        """On CPUs nothing moves."""
-        self.bench.module.to(device)
+    def _move(self, device: torch.device, form: torch.memory_format) -> None:
+        """On CPUs nothing moves; convolutions run faster with the channels last in memory."""
+        self.bench.module.to(device, memory_format=form)  # type: ignore[call-overload]
         self.bench.masks = {name: mask.to(device) for name, mask in self.bench.masks.items()}
 
     def _feeds(self, batch: StoredBatch) -> dict[str, torch.Tensor]:
         import torch
 
-        return {
-            name: torch.from_numpy(batch.feeds[name]).to(self.device) for name in self.bench.names
-        }
+        return {name: self._feed(torch.from_numpy(batch.feeds[name])) for name in self.bench.names}
+
+    def _feed(self, array: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        form = torch.channels_last if array.dim() == 4 else torch.contiguous_format
+        return array.to(self.device).contiguous(memory_format=form)
 
     def _step(self, batch: StoredBatch, epoch: int, share: float) -> Step:
         import torch
@@ -282,7 +286,7 @@ class Trainer:
         for name, hint in self.objective.hints.items():
             found |= {f"hints/{name}/{n}": t for n, t in hint.state_dict().items()}
         found |= {f"optimizer/{n}": t for n, t in optimizer_tensors(self.optimizer).items()}
-        return {name: tensor.detach().cpu().clone() for name, tensor in found.items()}
+        return {name: t.detach().cpu().contiguous().clone() for name, t in found.items()}
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Puts back what `tensors` gave."""

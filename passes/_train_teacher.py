@@ -26,7 +26,9 @@ class ModuleTeacher:
 
     def __init__(self, opened: OpenedModule, names: Sequence[str], device: Any) -> None:
         self._opened = opened
-        opened.module.eval().to(device)
+        import torch
+
+        opened.module.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._taps = Taps(opened.module, names, "the teacher")
         self.features = self._taps.seen
 
@@ -80,7 +82,7 @@ class OnnxTeacher:
                 where=str(self._path),
                 fix=f"the data's inputs are: {', '.join(feeds)}",
             )
-        given = {name: feeds[name].cpu().numpy() for name in self._inputs}
+        given = {name: feeds[name].cpu().contiguous().numpy() for name in self._inputs}
         try:
             made = self._session.run(None, given)
         except Exception as error:
