@@ -51,7 +51,7 @@ def survey(
 ) -> dict[str, Any]:
     """``blocks`` that can be skipped, in the module's order; ``refused`` ones with reasons."""
     blocks = _known[bench] = _Blocks(bench)
-    names = _members(bench.module, among)
+    names = [name for name in _members(bench.module, among) if name not in bench.skipped]
     seen = _seen(bench, names)
     found: list[str] = []
     refused = []

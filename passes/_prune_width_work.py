@@ -198,10 +198,11 @@ class _Surgeon:
         ]
         with unread(slices):
             wanted = outputs(self._bench)
-        self._cut = Cut(slices)
-        for name, units in removed.items():
-            group = self.groups[name]
-            self._set_heads(self._cut, group, len(group.units) - len(units))
+        with self._bench.restructuring():
+            self._cut = Cut(slices)
+            for name, units in removed.items():
+                group = self.groups[name]
+                self._set_heads(self._cut, group, len(group.units) - len(units))
         apart = difference(wanted, outputs(self._bench))
         if apart > TOLERANCE:
             raise CellError(

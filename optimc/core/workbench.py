@@ -7,10 +7,12 @@ and they run in the worker that holds the module, with a `Workbench` as their fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from optimc.core.errors import CellError
 from optimc.core.torch_model import MASKS, WEIGHTS, Structure, TorchStats
 
 if TYPE_CHECKING:
@@ -56,6 +58,12 @@ class Workbench:
         self.masks: dict[str, torch.Tensor] = {}
         """Bool tensors by the parameter's name, of its shape: where False, it is zero for good."""
         self._skipped: list[str] = []
+        self._touched: set[tuple[str, str]] = set()
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """The names of the modules that were taken out."""
+        return tuple(self._skipped)
 
     @property
     def module(self) -> torch.nn.Module:
@@ -80,11 +88,27 @@ class Workbench:
 
         Its parameters go with it; its name stays, so that those of others do.
         """
+        assert name not in self._skipped, f"{name} is out already"
         taken = self.module.get_submodule(name)
+        self._keep_shared_masks(name)
         replace_module(self.module, name, skipped_module(self._returns_tuple(name)))
         self._skipped.append(name)
-        self.masks = {n: m for n, m in self.masks.items() if not n.startswith(f"{name}.")}
         return taken
+
+    def _keep_shared_masks(self, name: str) -> None:
+        """Masks of what goes with the module `name` go too, but for parameters that others share:
+        those masks take the name that is left."""
+        named = list(self.module.named_parameters(remove_duplicate=False))
+        left = {id(p): n for n, p in named if not n.startswith(f"{name}.")}
+        parameters = dict(named)
+        kept = {}
+        for masked, mask in self.masks.items():
+            other = left.get(id(parameters[masked]))
+            if not masked.startswith(f"{name}."):
+                kept[masked] = mask
+            elif other is not None:
+                kept[other] = mask
+        self.masks = kept
 
     def put_back(self, name: str, taken: torch.nn.Module) -> None:
         """Undoes `skip`, but for the masks of what was `taken` out."""
@@ -110,7 +134,7 @@ class Workbench:
 
         if not self.masks:
             return
-        parameters = dict(self.module.named_parameters())
+        parameters = dict(self.module.named_parameters(remove_duplicate=False))
         with torch.no_grad():
             for name, mask in self.masks.items():
                 parameters[name].masked_fill_(~mask, 0.0)  # also where NaN came up
@@ -138,22 +162,46 @@ class Workbench:
             macs=self.macs(),
         )
 
+    @contextmanager
+    def restructuring(self) -> Iterator[None]:
+        """For what changes sizes: plain attributes (sizes, counts of heads) that the block changes
+        are a part of the structure. The module must not run inside: what it keeps for itself while
+        it runs, such as how far a cache of positions reaches, is none of it."""
+        before = _attributes(self.module)
+        yield
+        for name, now in _attributes(self.module).items():
+            old = before.get(name, {})
+            self._touched |= {(name, key) for key, value in now.items() if old.get(key) != value}
+
     def structure(self) -> Structure:
         """How the module differs from the source's, beside its tensors."""
-        changed = {}
-        for name, now in _attributes(self.module).items():
-            before = self._pristine.get(name, {})
-            other = {key: value for key, value in now.items() if before.get(key) != value}
-            if other and name not in self._skipped:
-                changed[name] = other
+        now = _attributes(self.module)
+        changed: dict[str, dict[str, Any]] = {}
+        for name, key in sorted(self._touched):
+            if name in now and key in now[name]:
+                value = now[name][key]
+                if self._pristine.get(name, {}).get(key) != value:
+                    changed.setdefault(name, {})[key] = value
         return Structure(tuple(sorted(self._skipped)), changed)
 
     def write_tensors(self, folder: Path) -> None:
-        """Writes parameters, buffers and masks to `folder`."""
+        """Writes parameters, buffers and masks to `folder`.
+
+        Raises CellError where a module keeps state that is no tensor.
+        """
+        import torch
         from safetensors.torch import save_file
 
+        state = self.module.state_dict()
+        others = [name for name, item in state.items() if not isinstance(item, torch.Tensor)]
+        if others:
+            raise CellError(
+                f"`{others[0]}` is state that is no tensor, which cannot be kept",
+                fix="take `get_extra_state` out of the module, or the passes on modules out of the"
+                " variant",
+            )
         # Tied parameters are kept once for each name: safetensors takes no shared memory.
-        tensors = {n: t.detach().cpu().clone() for n, t in self.module.state_dict().items()}
+        tensors = {n: t.detach().cpu().clone() for n, t in state.items()}
         save_file({n: t.contiguous() for n, t in sorted(tensors.items())}, folder / WEIGHTS)
         if self.masks:
             save_file(dict(sorted(self.masks.items())), folder / MASKS)
@@ -168,6 +216,7 @@ class Workbench:
             module = self.module.get_submodule(name)
             for key, value in values.items():
                 setattr(module, key, tuple(value) if isinstance(value, list) else value)
+                self._touched.add((name, key))
         _assign(self.module, load_file(folder / WEIGHTS))
         if (folder / MASKS).exists():
             self.masks = load_file(folder / MASKS)
@@ -177,14 +226,19 @@ def _assign(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> Non
     """Puts `tensors` in the place of parameters and buffers, of whatever shape those are."""
     import torch
 
-    shared: dict[int, torch.nn.Parameter] = {}
+    made: dict[int, torch.nn.Parameter] = {}
+    kept = []  # the id of an object that is gone is given to another one
     for name, tensor in tensors.items():
         owner_name, _, leaf = name.rpartition(".")
         owner = module.get_submodule(owner_name)
         old = getattr(owner, leaf)
         if isinstance(old, torch.nn.Parameter):
-            # Parameters that are one object stay one.
-            new = shared.setdefault(id(old), torch.nn.Parameter(tensor, old.requires_grad))
+            # Parameters that are one object stay one, and so do modules under two names.
+            new = made.get(id(old))
+            if new is None:
+                new = torch.nn.Parameter(tensor, old.requires_grad)
+                made[id(old)] = made[id(new)] = new
+                kept.append(old)
             setattr(owner, leaf, new)
         else:
             owner.register_buffer(leaf, tensor, persistent=True)

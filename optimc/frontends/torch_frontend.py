@@ -72,8 +72,6 @@ class TorchFrontEnd:
     """
 
     service = "optimc.frontends.torch_service:TorchService"
-    _more: Mapping[str, Any] = {}
-    """What the service is given besides."""
 
     def __init__(self, kind: str, options: Mapping[str, Any], *, where: str, limits: Limits):
         for module, extra in (("torch", "torch"), *([("transformers", "hf")] * (kind == "hf"))):
@@ -83,7 +81,7 @@ class TorchFrontEnd:
         self._worker: Worker = self._guarded(
             lambda: Worker(
                 self.service,
-                {"kind": kind, "options": dict(options), **self._more},
+                {"kind": kind, "options": dict(options)},
                 name=f"reading {where.rpartition('/')[2]}",
                 limits=limits,
                 environment=_OFFLINE,

@@ -26,10 +26,8 @@ class TorchWorkshop(TorchFrontEnd):
         *,
         where: str,
         limits: Limits,
-        user_folder: Path,
         example: Mapping[str, Any],
     ) -> None:
-        self._more = {"user_folder": str(user_folder)}
         super().__init__(kind, options, where=where, limits=limits)
         self._example = example
         self._stored = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,10 @@ from optimc.frontends.torch_service import Answer, TorchService, as_array, as_te
 class WorkshopService(TorchService):
     """One model, as the source makes it or as an earlier pass left it."""
 
-    def __init__(self, kind: str, options: Mapping[str, Any], user_folder: str) -> None:
+    def __init__(self, kind: str, options: Mapping[str, Any]) -> None:
         super().__init__(kind, options)
         assert isinstance(self._model, ModuleModel)
         self._source = (kind, dict(options))
-        if user_folder not in sys.path:
-            sys.path.append(user_folder)  # for functions that passes' options name
         self._bench: Workbench | None = None
 
     def open(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from optimc.pipeline.assemble import unique
 from optimc.pipeline.cases import benchmark_cases
 from optimc.pipeline.profiling import profile
 from optimc.pipeline.quantized_ranges import cell_ranges
@@ -25,11 +26,13 @@ def with_details(build: Build, gate: GateResult, report: Report) -> Report:
     if build.options.measure:
         build.observer.on_stage("profiling layers")
         profiles = profile(build, gate, benchmark_cases(build)[0])
+    steps = cell_steps(build, gate)
     return report.model_copy(
         update={
+            "warnings": unique(build.warnings),  # following the passes may have added some
             "profiles": profiles,
             "ranges": cell_ranges(build, gate),
-            "steps": cell_steps(build, gate),
+            "steps": steps,
             "shown": shown_samples(report, build.data.evaluation),
         }
     )

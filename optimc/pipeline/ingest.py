@@ -35,6 +35,8 @@ class Source:
     """What the model itself says of values and dims; see `ingest_torch.with_known`."""
     origin: str | None = None
     """Of a PyTorch model: names everything that opening it reads."""
+    key: str = ""
+    """Of a PyTorch model: names all that its export depends on, versions too."""
 
     @property
     def path(self) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -77,6 +78,7 @@ def read_torch_source(
         sum(size for _, size in files.values()),
         known=content["known"],
         origin=_origin(recipe, model, files),
+        key=_key(recipe, model, files),
     )
 
 
@@ -141,15 +143,20 @@ def opening_options(recipe: Recipe, model: TorchSource) -> dict[str, Any]:
 
 
 def _key(recipe: Recipe, model: TorchSource, files: Files) -> str:
-    tools = [*_TOOLS, *model.tools]
-    installed = [model.factory.partition(".")[0]] if isinstance(model, FactorySource) else []
     return digest_of(
         ["ingest-torch", plain(model, recipe.folder), {n: sha for n, (sha, _) in files.items()}],
         [[name, spec.model_dump(mode="json")] for name, spec in recipe.inputs.items()],
         {name: dim.model_dump(mode="json") for name, dim in recipe.dims.items()},
         {name: plain(option, recipe.folder) for name, option in recipe.outputs.items()},
-        [recipe.seed, compiler_digest(), tool_versions([*tools, *installed])],
+        [recipe.seed, compiler_digest(), module_tools(model)],
     )
+
+
+def module_tools(model: TorchSource) -> Mapping[str, str]:
+    """Versions of the libraries that make, run and export the module; of a factory that is
+    installed, that of its package."""
+    top = re.split(r"[.:]", model.factory)[0] if isinstance(model, FactorySource) else None
+    return tool_versions([*_TOOLS, *model.tools, *([top] if top else [])])
 
 
 def _origin(recipe: Recipe, model: TorchSource, files: Files) -> str:

@@ -32,11 +32,14 @@ if TYPE_CHECKING:
 def cell_steps(build: Build, gate: GateResult) -> tuple[CellSteps, ...]:
     """Of what ships; where nothing ships, of the fastest cell. Others are left out, and so are
     cells without passes of the torch level."""
-    return tuple(
-        _steps(build, result)
-        for result in chosen_cells(build, gate)
-        if any(outcome.model.level is Level.TORCH for outcome in result.outcomes)
-    )
+    try:
+        return tuple(
+            _steps(build, result)
+            for result in chosen_cells(build, gate)
+            if any(outcome.model.level is Level.TORCH for outcome in result.outcomes)
+        )
+    finally:
+        build.torch.close()
 
 
 def _steps(build: Build, result: CellResult) -> CellSteps:
@@ -45,7 +48,12 @@ def _steps(build: Build, result: CellResult) -> CellSteps:
     for number, outcome in enumerate(result.outcomes, 1):
         # The export itself is none: its model stands for the last pass before it.
         if outcome.modified and outcome.name != "export":
-            models[f"{number}. {outcome.name}"] = _as_onnx(build, outcome.model)
+            try:
+                models[f"{number}. {outcome.name}"] = _as_onnx(build, outcome.model)
+            except OptimcError as error:  # a module between two passes, which nobody asked for
+                build.warnings.append(
+                    f"{result.cell.name}: no figures after {outcome.name}: {error.what}"
+                )
     others = {name: model for name, model in models.items() if name != "source"}
     speedups = TimedDevice(build, result.cell).speedups(build.source.model, others)
     drops = _drops(build, others)

@@ -27,6 +27,7 @@ from optimc.pipeline.compare import compare_outputs
 from optimc.pipeline.ingest import Source
 from optimc.pipeline.ingest_torch import (
     kind_of,
+    module_tools,
     opening_options,
     where_of,
     write_exported,
@@ -36,7 +37,6 @@ from optimc.pipeline.preprocess import starting_point
 from optimc.pipeline.probes import ProbeSource, probes_digest
 from optimc.pipeline.recipe.model_sources import ModuleSource
 from optimc.pipeline.verification import Finding, Segment, Verdict, finding_of, measure_lossy
-from optimc.pipeline.versions import compiler_digest, tool_versions
 
 if TYPE_CHECKING:
     from optimc.pipeline.build import Build
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 _CALIBRATION_PROBES = 32
 _REMEMBERED = 3
 _SAID = "source.json"
-TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class TorchLevel:
         """The module that came in."""
         source = self._build.source
         assert source.origin is not None
-        key = digest_of("torch-stats", source.origin, compiler_digest())
+        key = digest_of("torch-stats", source.key)
         entry = self._build.cache.get("torch-stats", key)
         if entry is None:
             unknown = TorchStats(0, 0, 0, 0)
@@ -106,7 +105,6 @@ class TorchLevel:
             opening_options(build.recipe, self._recipe_model),
             where=where_of(build.recipe, self._recipe_model),
             limits=build.limits,
-            user_folder=build.recipe.folder,
             example=self._example,
         )
         try:
@@ -165,8 +163,14 @@ class TorchLevel:
 
     @property
     def verifier_digest(self) -> str:
-        """Names the probes: a verdict is remembered only for these."""
-        return digest_of("torch", probes_digest(self._probes), self._build.options.verify)
+        """Names the probes and the libraries: a verdict is remembered only for these."""
+        effort = self._build.options.verify
+        return digest_of("torch", probes_digest(self._probes), effort, self._tools)
+
+    @cached_property
+    def _tools(self) -> Mapping[str, str]:
+        """Versions of what the module is made and run by."""
+        return module_tools(self._recipe_model)
 
     def _answers(self, model: TorchModel) -> list[Outputs]:
         """What the module computes on the probes."""
@@ -206,7 +210,7 @@ class TorchLevel:
         Raises CellError where it cannot be exported, or the ONNX form does not agree.
         """
         build, started = self._build, time.perf_counter()
-        key = digest_of("export", model.digest, tool_versions(TOOLS), compiler_digest())
+        key = digest_of("export", model.digest, build.source.key)
         entry = build.cache.get("export", key)
         cached = entry is not None
         if entry is None:

@@ -50,7 +50,12 @@ TIMED_SECONDS = 20.0
 
 def check_tuning(recipe: Recipe, data: BuildData) -> None:
     """Raises InputError where passes choose by a metric that the tuning data have no labels for."""
-    if "tuning" not in data.splits or not choosing_passes(recipe):
+    reads = choosing_passes(recipe) or any(
+        Input.TUNING in entry.pass_.wants
+        for variant in recipe.variants.values()
+        for entry in variant.passes
+    )
+    if "tuning" not in data.splits or not recipe.metrics or not reads:
         return
     name, metric = next(iter(loaded_metrics(recipe).items()))
     if metric.needs_labels and not data.splits["tuning"].has_labels:
