@@ -45,6 +45,7 @@ class Pruning(Pass, ABC):
     `data.tuning`, in its own unit. Nothing is trained between: recovery comes after."""
 
     level: ClassVar[Level] = Level.TORCH
+    required_by_default: ClassVar[bool] = True
     own_target: ClassVar[str]
     """The name of one more target."""
 

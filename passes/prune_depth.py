@@ -30,8 +30,9 @@ class PruneDepth(Pruning):
     Refuses: blocks whose output has not the shape and type of their first input (the first of a
         stage), that run more than once or not at all, or without which the module does not run;
         what `keep` names.
-    Accuracy: lossy; judged by the gate where the recipe limits a metric, else by 1 % of the metric
-        or an output SQNR of 20 dB. Train afterwards.
+    Accuracy: lossy; judged by the gate where the recipe limits a metric, else by 1 % of the metric;
+        without one, what passes on the module left has an output SQNR of 10 dB at least.
+        Train afterwards.
     Ranking: by the recipe's first metric on `data.tuning`, with the block left out. Where there is
         no such split, by how far the outputs move on samples of `data.training` (their noise to
         signal ratio), which needs no labels. After each block that goes the others are measured
@@ -100,7 +101,11 @@ class _Run:
         whole = self.measured.whole
         macs = figures["macs"] / whole["macs"]
         stats = self.measured.stats(figures)
-        note = f"{len(gone)} of {len(self.blocks)} blocks are gone: {macs:.3f} of the MACs are left"
+        named = f" ({', '.join(gone)})" if gone else ""
+        note = (
+            f"{len(gone)} of {len(self.blocks)} blocks are gone{named}: {macs:.3f} of the MACs are"
+            " left"
+        )
         return PassResult(
             self.shop.model() if gone else self.model,
             bool(gone),

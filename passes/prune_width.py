@@ -36,8 +36,9 @@ class PruneWidth(Pruning):
         channels under LayerNorm or GroupNorm, reshapes with fixed sizes, and the model's outputs;
         parameters that layers share; what `keep` names, and what `cut` does not. A module that was
         made sparse before is an error.
-    Accuracy: lossy; judged by the gate where the recipe limits a metric, else by 1 % of the metric
-        or an output SQNR of 20 dB. Train afterwards.
+    Accuracy: lossy; judged by the gate where the recipe limits a metric, else by 1 % of the metric;
+        without one, what passes on the module left has an output SQNR of 10 dB at least.
+        Train afterwards.
     Target: exactly one of `macs`, `parameters`, `ratio`, `speedup` and `max_drop`. Levels of
         pruning are searched by bisection for the least that meets it (`max_drop`: the most). For
         `speedup` every level tried is exported and timed on the cell's target, in turns with the

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from optimc.core.model import Level
 from optimc.core.passes import Pass
 from optimc.core.registry import pass_class, pass_names, target_class, target_names
 
@@ -33,8 +34,17 @@ def manual_page(pass_: type[Pass]) -> str:
     lines = [pass_.pass_name(), "", inspect.getdoc(pass_) or "", "", "In a recipe:"]
     lines += _options(pass_)
     reads = ", ".join(sorted(pass_.reads)) or "nothing but the model"
+    torch = " (of a factory or hf, before any pass on ONNX models)"
+    levels = " or ".join(
+        f"{level} models{torch if level is Level.TORCH else ''}" for level in sorted(pass_.levels())
+    )
     required = "yes" if pass_.required_by_default else "no"
-    lines += ["", f"Reads: {reads}. Required by default: {required}."]
+    lines += [
+        "",
+        f"Works on {levels}.",
+        f"Reads: {reads}, and what options ask for.",
+        f"Required by default: {required}; a cell fails where a required pass is rolled back.",
+    ]
     return "\n".join(lines)
 
 

@@ -42,7 +42,7 @@ from optimc.pipeline.probes import Effort, Probe, ProbeSource, probes_digest
 from optimc.pipeline.reach import Reach, reach_code, reach_of
 from optimc.pipeline.recipe.model_sources import ModuleSource
 from optimc.pipeline.target_checks import check_targets
-from optimc.pipeline.torch_level import TorchLevel, export_outcome
+from optimc.pipeline.torch_level import TorchLevel, export_outcome, held_to_source
 from optimc.pipeline.tuning import TuningMetric, check_tuning, pass_inputs
 from optimc.pipeline.verification import PASSED, PassVerifier, Segment, Verdict
 
@@ -224,6 +224,9 @@ class Build:
                 prepare_kit(self, self.results[name], models[name], engine_oracle)
             self.legalized = legalize_cells(self, models, engine_oracle, skip)
         for result in self.cells_alive():
+            if result.origin is not None and not self.options.measure:
+                names = ", ".join(o.name for o in result.outcomes if o.model.level is Level.TORCH)
+                result.unverified.append(f"accuracy behind {names}: measuring is off")
             result.unverified += [
                 f"no probe reaches the {body} ({count} nodes)"
                 for body, count in (self.reach.unreached if self.reach else {}).items()
@@ -303,7 +306,8 @@ class Build:
 
     def _judges_lossy_passes(self) -> bool:
         """Whether the default SQNR bound holds: only where no metric can judge instead."""
-        return self.data.evaluation is None or not self.options.measure
+        judges = self.data.evaluation is not None and bool(self.recipe.metrics)
+        return not judges or not self.options.measure
 
     def _walk(
         self,
@@ -376,6 +380,8 @@ class Build:
             return at, outcomes
         if at.model.folder is None:
             return self._start_point(), outcomes
+        if self.data.evaluation is None or not self.recipe.metrics:
+            held_to_source(outcomes)
         self.observer.on_progress("export", 0.0, "from torch to ONNX")
         found = self.torch.lowered(at.model)
         outcome = export_outcome(at.model, found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimc.core.errors import InputError
@@ -40,6 +41,23 @@ def check_training(recipe: Recipe) -> None:
                     f"{entry.name} trains, and the recipe names no training data",
                     where=recipe.where("variants", variant),
                     fix="add data.training; its samples may not stand in tuning or evaluation",
+                )
+
+
+def check_files(recipe: Recipe) -> None:
+    """Raises InputError where a file that a pass's options name is not there."""
+    for variant, one in recipe.variants.items():
+        for entry in one.passes:
+            where = recipe.where("variants", variant)
+            try:
+                missing = [f for f in entry.pass_.files(recipe.folder) if not f.is_file()]
+            except OSError as error:
+                missing = [Path(str(error.filename))]
+            if missing:
+                raise InputError(
+                    f"{entry.name} names {missing[0]}: there is no such file",
+                    where=where,
+                    fix=f"paths are relative to {recipe.folder}",
                 )
 
 

@@ -17,7 +17,7 @@ from optimc.core import interruption
 from optimc.core.analyses import Analyses
 from optimc.core.cpu import cpu_features
 from optimc.core.digest import digest_of
-from optimc.core.errors import CellError, OptimcError
+from optimc.core.errors import CellError, InputError, OptimcError
 from optimc.core.files import file_sha256
 from optimc.core.model import Model, OnnxModel, load_model
 from optimc.core.passes import (
@@ -212,7 +212,7 @@ class PassManager:
         if Input.DEVICE in pass_.needs:
             reads["device"] = inputs.device.digest if inputs.device else sorted(cpu_features())
         if files := pass_.files(self.folder):
-            reads["files"] = [file_sha256(file) for file in files]
+            reads["files"] = [_sha256(file) for file in files]
         verifier = self.verifier_digest
         if isinstance(model, TorchModel) and self.modules is not None:
             verifier = self.modules.verifier_digest
@@ -327,7 +327,9 @@ class PassManager:
     ) -> PassOutcome:
         finding = Finding(**{**record["finding"], "verdict": Verdict(record["finding"]["verdict"])})
         # A pass that worked to a limit of its own was judged by a metric already.
-        if self.judge_lossy and record["budget"] is None:
+        # Modules are judged once, as they are exported: what training mends is not final.
+        judged = record["budget"] is not None or isinstance(model, TorchModel)
+        if self.judge_lossy and not judged:
             finding = held_to_bound(finding, pass_.effect)
         failure = None
         after: CompiledModel = model
@@ -361,6 +363,15 @@ class PassManager:
             budget=_read_budget(record["budget"]),
             notes=tuple(record["notes"]),
         )
+
+
+def _sha256(file: Path) -> str:
+    try:
+        return file_sha256(file)
+    except OSError as error:
+        raise InputError(
+            f"cannot be read: {error.strerror}", where=str(file), fix="an option names this file"
+        ) from error
 
 
 def _names(model: OnnxModel) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from optimc.core.errors import InputError, OptimcError, UnavailableError, unknow
 from optimc.core.model import Level
 from optimc.core.passes import Input, Pass
 from optimc.core.targets import Target, TargetSpec
-from optimc.pipeline.choosing import check_choices, check_training
+from optimc.pipeline.choosing import check_choices, check_files, check_training
 from optimc.pipeline.recipe.model_sources import ModuleSource
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ def make_plan(recipe: Recipe, *, variant: str | None = None, target: str | None 
         _check_float_models(name, one.passes)
     check_choices(recipe)
     check_training(recipe)
+    check_files(recipe)
     for variant_name, target_name in recipe.cells:
         if not fnmatchcase(variant_name, variant or "*") or not fnmatchcase(
             target_name, target or "*"
@@ -134,7 +135,7 @@ def _check_selection(kind: str, wanted: str | None, known: Mapping[str, object])
 def _check_levels(recipe: Recipe, variant: str, passes: Sequence[PassEntry]) -> None:
     order = list(Level)
     modules = isinstance(recipe.model, ModuleSource)
-    level = Level.TORCH if modules else Level.ONNX
+    level, lowering = Level.TORCH if modules else Level.ONNX, ""
     for entry in passes:
         pass_ = entry.pass_
         if level in pass_.levels():
@@ -142,15 +143,14 @@ def _check_levels(recipe: Recipe, variant: str, passes: Sequence[PassEntry]) -> 
         if order.index(pass_.level) < order.index(level):
             raise InputError(
                 f"pass {pass_.pass_name()} works on {pass_.level} models, here the model is "
-                f"{level}",
+                f"{level}" + (f" since {lowering}" if lowering else ""),
                 where=recipe.where("variants", variant),
-                fix="put it before the first pass that works on ONNX models: a lowered model does "
-                "not come back"
+                fix=f"put it before {lowering}: a lowered model does not come back"
                 if modules
                 else "start from modules of PyTorch: model: {factory: ..., weights: ...} or "
                 "{hf: ...}",
             )
-        level = pass_.level
+        level, lowering = pass_.level, pass_.pass_name()
 
 
 def _check_float_models(variant: str, passes: Sequence[PassEntry]) -> None:

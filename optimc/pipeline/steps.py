@@ -45,9 +45,10 @@ def cell_steps(build: Build, gate: GateResult) -> tuple[CellSteps, ...]:
 def _steps(build: Build, result: CellResult) -> CellSteps:
     build.observer.on_stage(f"following {result.cell.name} from pass to pass")
     models = {"source": build.source.model}
-    for number, outcome in enumerate(result.outcomes, 1):
-        # The export itself is none: its model stands for the last pass before it.
-        if outcome.modified and outcome.name != "export":
+    # The export is no step of the recipe: its model stands for the last pass before it.
+    passes = [outcome for outcome in result.outcomes if outcome.name != "export"]
+    for number, outcome in enumerate(passes, 1):
+        if outcome.modified:
             try:
                 models[f"{number}. {outcome.name}"] = _as_onnx(build, outcome.model)
             except OptimcError as error:  # a module between two passes, which nobody asked for

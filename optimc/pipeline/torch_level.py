@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from shutil import copyfile
 from typing import TYPE_CHECKING, Any
 
 from optimc.core.digest import digest_of
-from optimc.core.errors import OptimcError
+from optimc.core.errors import CellError, OptimcError
 from optimc.core.model import SOURCE_KEY, OnnxModel, Signature, load_model
 from optimc.core.passes import Effect, EffectKind
 from optimc.core.torch_model import TorchModel, TorchStats
@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 
 _CALIBRATION_PROBES = 32
 _REMEMBERED = 3
+DEFAULT_SQNR_DB = 10.0
+"""Of the outputs of a module that passes changed, where no metric judges it: a model that was
+trained anew is further from the source than one that was rounded."""
 _SAID = "source.json"
 
 
@@ -182,7 +185,12 @@ class TorchLevel:
         return self._outputs[model.digest]
 
     def judge(self, effect: Effect, before: TorchModel, after: TorchModel) -> Finding:
-        """Compares the modules by torch, on the floating-point outputs."""
+        """Compares the modules by torch, on the floating-point outputs.
+
+        LOSSY passes with the source: what training mends shows against what it should be.
+        """
+        if effect.kind is EffectKind.LOSSY:
+            before = self.source
         if self._build.options.verify == "off":
             return Finding(Verdict.UNVERIFIED, "verification is off")
         reference = self._answers(before)
@@ -255,6 +263,22 @@ def _without_provenance(folder: Path) -> OnnxModel:
     for value in all_values(clone.ir):
         value.meta.pop(SOURCE_KEY, None)
     return clone.sealed()
+
+
+def held_to_source(outcomes: Sequence[PassOutcome]) -> None:
+    """Holds what passes of the torch level left to the default bound, where no metric judges it.
+
+    Raises CellError where the outputs' SQNR against the source is below.
+    """
+    lossy = [o for o in outcomes if o.lossy and o.modified]
+    sqnr_db = lossy[-1].finding.sqnr_db if lossy else None
+    if sqnr_db is not None and sqnr_db < DEFAULT_SQNR_DB:
+        names = ", ".join(dict.fromkeys(o.name for o in lossy))
+        raise CellError(
+            f"behind {names} the outputs have an SQNR of {sqnr_db:.1f} dB against the source, the "
+            f"default bound is {DEFAULT_SQNR_DB:.1f} dB",
+            fix="name a metric and data.evaluation, which judge in its place",
+        )
 
 
 def export_outcome(before: TorchModel, found: Lowered) -> PassOutcome:

@@ -135,7 +135,9 @@ def _steps(report: Report) -> Iterator[RenderableType]:
     for one in report.steps:
         for number, row in enumerate(step_rows(one)):
             text = f"{row.name}: {row.macs} MACs, {row.size}, drop {row.drop}, {row.speedup}"
-            yield _entry("" if number else one.cell, "bold", text)
+            if not number:
+                text = f"{one.cell}, drops on tuning data; {text}"
+            yield _entry("" if number else "steps", "bold", text)
         yield ""
 
 

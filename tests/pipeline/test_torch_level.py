@@ -128,13 +128,74 @@ def test_from_scratch_with_the_lock_the_same_digests_come(folder: Path) -> None:
     assert again.code == first.code, again.err
     assert (folder / "recipe.lock").read_text(encoding="utf-8") == digests
 
+    recipe = folder / "recipe.yaml"
+    renamed = "outputs: {output: {rename: scores}}\n" + recipe.read_text(encoding="utf-8")
+    recipe.write_text(renamed, encoding="utf-8")
+    other = optimc(folder, "build", "recipe.yaml", "-o", "out", "--no-measure")
+    assert other.code == first.code, other.err
+    (manifest,) = (folder / "out").glob("artifacts/cut8/ort/manifest.json")
+    assert "scores" in manifest.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_untrusted_runs_no_code_that_lies_beside_the_recipe(folder: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=32,
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=16,
+    )
+    transformers.BertModel(config).save_pretrained(folder / "m")
+    for name in ("triton", "torchvision", "pandas"):
+        (folder / f"{name}.py").write_text(
+            f"open({str(folder / 'ran')!r}, 'w').close()\n", encoding="utf-8"
+        )
+    (folder / "recipe.yaml").write_text(
+        "model: {hf: ./m, task: embedding}\n"
+        "dims: {batch: {min: 1, typical: 1, max: 2}, length: {min: 2, typical: 4, max: 8}}\n"
+        "variants: {cut: [{prune_depth: {blocks: 1}}]}\n"
+        "data: {training: {npz: ids.npz,"
+        " inputs: {input_ids: x, attention_mask: m, token_type_ids: t}}}\n"
+        "targets: {ort: {runtime: onnxruntime, threads: 1}}\n",
+        encoding="utf-8",
+    )
+    ids = np.random.default_rng(0).integers(0, 32, (64, 4))
+    np.savez(folder / "ids.npz", x=ids, m=np.ones_like(ids), t=np.zeros_like(ids))
+    built = optimc(folder, "build", "recipe.yaml", "-o", "out", "--no-measure", "--untrusted")
+    assert "prune_depth" in built.err
+    assert not (folder / "ran").exists()
+
 
 def test_a_pass_of_the_torch_level_needs_modules(folder: Path) -> None:
     write(folder, late="[simplify, {prune_depth: {blocks: 1}}]")
     checked = optimc(folder, "check", "recipe.yaml")
     assert checked.code == 2
     assert "pass prune_depth works on torch models, here the model is onnx" in checked.err
-    assert "put it before the first pass that works on ONNX models" in checked.err
+    assert "put it before simplify" in checked.err
+
+
+def test_a_teacher_that_is_not_there_is_said_before_work(folder: Path) -> None:
+    write(folder, taught="[{train: {distill: {teacher: {onnx: teacher.onnx}}}}]")
+    checked = optimc(folder, "check", "recipe.yaml")
+    assert checked.code == 2
+    assert "teacher.onnx: there is no such file" in checked.err
+
+
+@pytest.mark.slow
+def test_without_a_metric_what_is_left_is_held_to_the_source(folder: Path) -> None:
+    write(folder, cut="[{prune_depth: {blocks: 3}}]")
+    recipe = folder / "recipe.yaml"
+    text = recipe.read_text(encoding="utf-8")
+    kept = [line for line in text.splitlines() if not line.startswith(("metrics:", "gate:"))]
+    recipe.write_text("\n".join(kept), encoding="utf-8")
+    built = optimc(folder, "build", "recipe.yaml", "-o", "out", "--no-measure")
+    assert built.code == 3, built.err
+    assert "behind prune_depth the outputs have an SQNR of" in built.err
+    assert "name a metric and data.evaluation" in built.err
 
 
 def test_training_needs_training_data(folder: Path) -> None:
@@ -155,3 +216,10 @@ def test_bisecting_refuses_what_it_cannot_repeat(folder: Path) -> None:
     bisected = optimc(folder, "bisect", "recipe.yaml", "--drop", "0.1")
     assert bisected.code == 2, bisected.err
     assert "prune_depth works on the module or trains" in bisected.err
+
+
+def test_numbers_to_choose_from_are_named(folder: Path) -> None:
+    write(folder, small="[{quantize_weights: {bits: 5}}]")
+    checked = optimc(folder, "check", "recipe.yaml")
+    assert checked.code == 2
+    assert "bits: expected `4` or `8`, got `5`" in checked.err

@@ -208,7 +208,9 @@ def _one_of(words: Sequence[str]) -> str:
 
 
 def _choices(error: _Error) -> list[str]:
-    return re.findall(r"'([^']*)'", str(error["ctx"]["expected"]))
+    """The values that are known: texts without their quotes, numbers as they are."""
+    expected = str(error["ctx"]["expected"])
+    return re.findall(r"'([^']*)'", expected) or re.split(r", | or ", expected)
 
 
 def _statement(error: _Error, value: Any) -> str:
