@@ -157,6 +157,21 @@ def test_the_model_as_it_came_is_kept_where_no_epoch_is_better(trial: TorchTrial
     assert any("as it came, which is kept" in note for note in result.notes)
 
 
+def test_a_drop_that_is_no_number_is_never_the_best(trial: TorchTrial) -> None:
+    class Planned(Judge):
+        def __init__(self, *drops: float) -> None:
+            self.left = list(drops)
+
+        def drop_of(self, run: Any) -> Drop:
+            point = self.left.pop(0)
+            return Drop(point, point, point, 200)
+
+    nan = float("nan")
+    for drops, best in (((nan, 0.2, 0.1), 2), ((0.1, nan, 0.2), 0), ((nan, nan, nan), 0)):
+        trial.tuning = Planned(*drops)
+        assert train(trial, epochs=2).stats["kept"] == best
+
+
 def test_the_same_recipe_gives_the_same_tensors(trial: TorchTrial) -> None:
     first = train(trial, augment=["flip", {"crop": 1}])
     again = train(trial, augment=["flip", {"crop": 1}])
