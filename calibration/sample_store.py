@@ -13,10 +13,11 @@ what the system keeps of them.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import quote
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from optimc.calibration.dataset import Dataset, Labels
+    from optimc.calibration.dataset import Batch, Dataset, Labels
 
     Array = NDArray[np.generic]
     Feeds: TypeAlias = Mapping[str, Array]
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 INDEX = "samples.json"
 _SCHEMA = 1
 _KINDS = "biufUS"
+_MOST_MAPPED = 64
+"""Files that are mapped at once: each takes one of the process's open files, and a data set may
+have hundreds of shapes."""
 
 
 def store_samples(
@@ -51,16 +55,33 @@ def store_samples(
     Labels that are no numbers and no arrays of one shape (boxes by name), and those that belong to
     two samples, are left out: `StoredSamples.unlabelled` then says why. Raises InputError for a
     data set without samples, for feeds that are no arrays of numbers or text with an axis for
-    samples, and where the disk refuses.
+    samples, where the first samples say that the disk is too small, and where it refuses.
     """
     total, done = len(dataset), 0
     with atomic_folder(folder) as temporary:
         writer = _Writer(temporary, dataset)
         for batch in dataset.batches(SCAN_BATCH):
-            writer.add(batch.feeds, batch.labels, batch.size)
+            writer.check(batch.feeds, batch.size)
+            if not done:
+                _check_space(batch, total, folder)
+            writer.add(batch.feeds, batch.labels)
             done += batch.size
             progress(done / max(total, 1), f"storing sample {done:,} of {total:,}")
         writer.close()
+
+
+def _check_space(batch: Batch, total: int, folder: Path) -> None:
+    """Raises InputError where `total` samples like those of `batch` do not fit on the disk."""
+    arrays = [*batch.feeds.values(), batch.labels]
+    stored = sum(getattr(array, "nbytes", 0) for array in arrays)
+    needed = stored * total // max(1, batch.size)
+    free = shutil.disk_usage(folder.parent).free
+    if needed > free:
+        raise InputError(
+            f"the samples take about {needed:,} bytes, and {free:,} are free on the disk",
+            where=str(folder),
+            fix="free some space there, or train on fewer samples or smaller ones",
+        )
 
 
 @dataclass(frozen=True)
@@ -82,15 +103,30 @@ class StoredBatch:
 
 @dataclass(frozen=True)
 class Group:
-    """Samples of one shape; everything in it is mapped, not loaded."""
+    """Samples of one shape; its arrays are mapped when they are asked for, and never loaded."""
 
-    feeds: Feeds
-    labels: Array | None
+    paths: Mapping[str, Path]
+    """The file of each input."""
+    labels_path: Path | None
     first: int
     """The number of its first sample in the store."""
+    count: int
+    """How many samples it has."""
+    mapped: Callable[[Path], Array]
+    """Maps a file, or gives what it mapped lately."""
 
     def __len__(self) -> int:
-        return len(next(iter(self.feeds.values())))
+        return self.count
+
+    @property
+    def feeds(self) -> Feeds:
+        """By input name, each [n, ...]."""
+        return {name: self.mapped(path) for name, path in self.paths.items()}
+
+    @property
+    def labels(self) -> Array | None:
+        """[n, ...]; None where there are none."""
+        return None if self.labels_path is None else self.mapped(self.labels_path)
 
     def rows(self, numbers: NDArray[np.int64]) -> StoredBatch:
         """The samples with these numbers (of the store), copied into memory."""
@@ -98,7 +134,8 @@ class Group:
 
         rows = numbers - self.first
         feeds = {name: np.asarray(array[rows]) for name, array in self.feeds.items()}
-        labels = None if self.labels is None else np.asarray(self.labels[rows])
+        labels = self.labels
+        labels = None if labels is None else np.asarray(labels[rows])
         return StoredBatch(feeds, labels, numbers)
 
 
@@ -120,6 +157,7 @@ class StoredSamples:
         self._index: dict[str, Any] = index
         self.unlabelled: str | None = index["unlabelled"]
         """Why there are no labels; None where there are."""
+        self._mapped = lru_cache(maxsize=_MOST_MAPPED)(_mapped)
 
     def __len__(self) -> int:
         return sum(len(group) for group in self.groups)
@@ -131,35 +169,39 @@ class StoredSamples:
         first = 0
         for number in range(self._index["groups"]):
             folder = self.folder / str(number)
-            feeds = {name: _mapped(_input(folder, name)) for name in self._index["inputs"]}
-            labels = None if self.unlabelled is not None else _mapped(folder / "labels.npy")
-            made.append(Group(feeds, labels, first))
-            first += len(made[-1])
+            paths = {name: _input(folder, name) for name in self._index["inputs"]}
+            labels = None if self.unlabelled is not None else folder / "labels.npy"
+            count = len(_mapped(next(iter(paths.values()))))
+            made.append(Group(paths, labels, first, count, self._mapped))
+            first += count
         return tuple(made)
 
-    @property
-    def labels(self) -> Sequence[Array] | None:
-        """The labels of each group [n, ...], mapped; None where there are none."""
-        found = [group.labels for group in self.groups if group.labels is not None]
-        return found or None
-
     def batches(
-        self, size: int, rng: np.random.Generator, augment: Augment | None = None
+        self,
+        size: int,
+        rng: np.random.Generator,
+        augment: Augment | None = None,
+        *,
+        whole: bool = False,
     ) -> Iterator[StoredBatch]:
         """One epoch: every sample once, in random batches of at most `size`.
 
         A group that `size` does not divide gives batches that are as equal as can be, so that none
-        is left with one sample. The order is drawn at the first step, before `augment` draws.
+        is left with one sample. With `whole` all batches have `size` samples, and each epoch leaves
+        other ones out. The order is drawn at the first step, before `augment` draws.
         """
-        yield from self._read(self._parts(size, rng), rng, augment)
+        yield from self._read(self._parts(size, rng, whole=whole), rng, augment)
 
-    def in_order(self, size: int) -> Iterator[StoredBatch]:
-        """Every sample once, by number, in batches of at most `size`."""
-        yield from self._read(self._parts(size, None), None, None)
+    def in_order(self, size: int, *, whole: bool = False) -> Iterator[StoredBatch]:
+        """Every sample once, by number, in batches of at most `size`.
 
-    def count(self, size: int) -> int:
-        """How many batches of at most `size` one epoch has."""
-        return sum(-(-len(group) // size) for group in self.groups)
+        With `whole` all batches have `size` samples; a group's last ones may be left out.
+        """
+        yield from self._read(self._parts(size, None, whole=whole), None, None)
+
+    def count(self, size: int, *, whole: bool = False) -> int:
+        """How many batches one epoch has."""
+        return sum(_batches(len(group), size, whole=whole) for group in self.groups)
 
     def _read(
         self,
@@ -174,7 +216,7 @@ class StoredSamples:
             yield batch
 
     def _parts(
-        self, size: int, rng: np.random.Generator | None
+        self, size: int, rng: np.random.Generator | None, *, whole: bool
     ) -> list[tuple[Group, NDArray[np.int64]]]:
         """The groups' numbers in batches; shuffled within groups and over all if `rng` is given."""
         import numpy as np
@@ -184,10 +226,17 @@ class StoredSamples:
             count = len(group)
             order = np.arange(count) if rng is None else rng.permutation(count)
             numbers = group.first + order.astype(np.int64)
-            parts += [(group, part) for part in np.array_split(numbers, -(-count // size))]
+            made = _batches(count, size, whole=whole)
+            if whole:
+                numbers = numbers[: made * size]
+            parts += [(group, part) for part in np.array_split(numbers, made)] if made else []
         if rng is None:
             return parts
         return [parts[index] for index in rng.permutation(len(parts))]
+
+
+def _batches(count: int, size: int, *, whole: bool) -> int:
+    return count // size if whole else -(-count // size)
 
 
 def _input(folder: Path, name: str) -> Path:
@@ -222,8 +271,8 @@ class _Writer:
         elif dataset.samples_per_label != 1:
             self._unlabelled = f"each belongs to {dataset.samples_per_label} samples"
 
-    def add(self, feeds: Feeds, labels: Labels | None, size: int) -> None:
-        """Appends a batch to the group of its shape."""
+    def check(self, feeds: Feeds, size: int) -> None:
+        """Raises InputError for a batch that is not [size, ...] in all inputs."""
         for name, feed in feeds.items():
             if feed.dtype.kind not in _KINDS or not feed.ndim or len(feed) != size:
                 raise InputError(
@@ -232,6 +281,9 @@ class _Writer:
                     where=self._where,
                     fix="only inputs with an axis for samples can be trained on",
                 )
+
+    def add(self, feeds: Feeds, labels: Labels | None) -> None:
+        """Appends a batch to the group of its shape."""
         shape = tuple((name, feed.dtype.str, feed.shape[1:]) for name, feed in feeds.items())
         number = list(self._groups).index(shape) if shape in self._groups else len(self._groups)
         folder = self._folder / str(number)

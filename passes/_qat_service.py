@@ -41,11 +41,14 @@ class QatService:
         batch: int,
         fixed: int | None,
         options: Mapping[str, Any],
+        key: str,
     ) -> None:
         """`quantized` and `origin` are ONNX files, `samples` is a folder of
-        `optimc.calibration.sample_store`; `fixed` is the batch where the model has only one.
+        `optimc.calibration.sample_store`; `fixed` is the batch where the model has only one, and
+        `key` names the run but for the threads.
 
-        Raises PreconditionError where a graph has no torch form, or nothing is trained.
+        Raises PreconditionError where a graph has no torch form, nothing is trained, or the samples
+        do not fill one batch.
         """
         import torch
 
@@ -54,6 +57,7 @@ class QatService:
         torch.use_deterministic_algorithms(True)
         if options["threads"] is not None:
             torch.set_num_threads(options["threads"])
+        self._key = f"{key}-{torch.get_num_threads()}"
         self._seed, self._options, self._fixed = seed, options, fixed
         self._path, self._origin = Path(quantized), Path(origin)
         self._folder = None if checkpoints is None else Path(checkpoints)
@@ -69,7 +73,12 @@ class QatService:
                 fix="freeze less, or leave qat out",
             )
         self._samples: StoredSamples = StoredSamples(Path(samples))
-        self._batch = fixed or batch
+        self._batch, self._whole = fixed or batch, fixed is not None
+        if not self._samples.count(self._batch, whole=self._whole):
+            raise PreconditionError(
+                f"the samples do not fill one batch of {self._batch}, which the model wants",
+                fix="give data.training more samples",
+            )
         self._optimizer = torch.optim.Adam(
             [
                 {"params": self._parameters.of_kind("weight", "bias")},
@@ -84,7 +93,8 @@ class QatService:
 
         Raises PreconditionError, see `optimc.passes._qat_proof`.
         """
-        feeds = self._feeds(next(self._samples.in_order(self._fixed or _PROVED)))
+        batches = self._samples.in_order(self._fixed or _PROVED, whole=self._whole)
+        feeds = self._feeds(next(batches))
         if path is not None:
             return prove(self._graph, Path(path), feeds, self._parameters.constants()), {}
         worst = prove(self._teacher, self._origin, feeds)
@@ -99,11 +109,10 @@ class QatService:
 
         rng = np.random.default_rng([self._seed, epoch])
         schedule = Schedule("cosine", (), 1.0, 0.0)
-        count = self._samples.count(self._batch)
+        count = self._samples.count(self._batch, whole=self._whole)
         losses = []
-        for index, batch in enumerate(self._samples.batches(self._batch, rng)):
-            if self._fixed is not None and batch.size != self._fixed:
-                continue
+        batches = self._samples.batches(self._batch, rng, whole=self._whole)
+        for index, batch in enumerate(batches):
             step = (epoch - 1) * count + index
             share = schedule.share(step, epochs * count, count)
             self._optimizer.param_groups[0]["lr"] = share * self._options["learning_rate"]
@@ -120,12 +129,20 @@ class QatService:
             losses.append(float(loss.detach()))
             done = (step + 1) / (epochs * count)
             tell(done, f"epoch {epoch} of {epochs}, loss {np.mean(losses[-20:]):.4g}")
-        if not losses:
-            raise PreconditionError(
-                f"the samples do not fill one batch of {self._fixed}, which the model wants",
-                fix="give data.training more samples",
-            )
         return float(np.mean(losses)), self._parameters.arrays()
+
+    def facts(self, arrays: Arrays) -> tuple[Any, Any]:
+        """The threads, the samples, and how many of them no epoch's batches have room for."""
+        import torch
+
+        samples = len(self._samples)
+        used = self._batch * self._samples.count(self._batch, whole=True)
+        return {
+            "threads": torch.get_num_threads(),
+            "batch": self._batch,
+            "samples": samples,
+            "left_out": samples - used if self._whole else 0,
+        }, {}
 
     def keep(self, arrays: Arrays) -> tuple[Any, Any]:
         """Remembers the constants of now as the best."""
@@ -147,7 +164,7 @@ class QatService:
             tensors = {f"optimizer/{name}": tensor for name, tensor in state.items()}
             tensors |= {f"number/{n}": t for n, t in self._parameters.numbers.items()}
             tensors |= {f"best/{n}": torch.from_numpy(a) for n, a in self._best.items()}
-            write_checkpoint(self._folder, "qat", epoch, tensors, record)
+            write_checkpoint(self._folder, self._key, epoch, tensors, record)
         return None, {}
 
     def restore(self, arrays: Arrays) -> tuple[Any, Any]:
@@ -156,7 +173,7 @@ class QatService:
 
         from optimc.passes._train_checkpoint import read_checkpoint, restore_optimizer
 
-        found = None if self._folder is None else read_checkpoint(self._folder, "qat")
+        found = None if self._folder is None else read_checkpoint(self._folder, self._key)
         if found is None:
             return None, {}
         parts: dict[str, dict[str, Tensor]] = {"optimizer": {}, "number": {}, "best": {}}

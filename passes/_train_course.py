@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimc.core.digest import digest_of
 from optimc.core.passes import Input, PassContext, PassResult
+from optimc.passes._train_best import is_best
 from optimc.passes._train_calls import begin, commit, finish, go_on, pace, plan, train_epoch
 
 if TYPE_CHECKING:
@@ -127,9 +128,9 @@ class Course:
         share = record.done / max(1, record.planned)
         self._context.progress(share, f"epoch {record.done}: the metric on the tuning split")
         drop = self._tuning.drop_of(self._shop.run).point
-        best = min(record.drops, default=float("inf"))
+        better = is_best(drop, record.drops)
         record.drops.append(drop)
-        return drop <= best
+        return better
 
     def _commit(self, record: _Record, *, best: bool) -> None:
         folder: Path | None = self._context.unfinished

@@ -60,7 +60,7 @@ class Trainer:
         self.best: dict[str, torch.Tensor] = {}
         self._check_inputs()
         self._augment = augmenter(options.augment)
-        labelled = self.samples.labels is not None
+        labelled = self.samples.unlabelled is None
         self._check_labels(labelled=labelled)
         self.objective = Objective(options, folder, labelled=labelled)
         own, others = tapped(options)
@@ -80,7 +80,7 @@ class Trainer:
         self.optimizer = self._new_optimizer()
 
     def _check_inputs(self) -> None:
-        given = sorted(self.samples.groups[0].feeds)
+        given = sorted(self.samples.groups[0].paths)
         missing = [name for name in self.bench.names if name not in given]
         if missing:
             raise InputError(

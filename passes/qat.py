@@ -12,17 +12,20 @@ other integers and scales. See `_qat_parameters` for what is trained, `_onnx_tor
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from optimc.core.digest import digest_of
 from optimc.core.errors import PreconditionError, missing_extra
 from optimc.core.model import Level
 from optimc.core.passes import Effect, Input, Pass, PassContext, PassResult, lossy
+from optimc.passes._train_best import is_best
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from optimc.core.model import Model, OnnxModel
     from optimc.core.worker import Worker
@@ -121,19 +124,28 @@ class Qat(Pass):
             worker.on_progress = context.progress
             error = float(worker.call("prove").data)
             record, before = self._trained(worker, model, context)
-            notes = (f"went on after epoch {before}",) if before else ()
+            facts = worker.call("facts").data
+            result = PassResult(
+                model,
+                False,
+                _stats(record, error),
+                choice={"best": record["best"], "threads": facts["threads"]},
+                notes=tuple(_notes(facts, before, context.choice)),
+            )
             constants = worker.call("best").arrays
             if not _differs(model, constants) or not context.log.allow("train", _WHERE):
-                return PassResult(model.sealed(), False, _stats(record, error), notes=notes)
+                return replace(result, model=model.sealed())
             _write(model, constants)
-            rewrites = context.log.rewrites
-            return PassResult(model.sealed(), True, _stats(record, error), rewrites, notes=notes)
+            return replace(
+                result, model=model.sealed(), modified=True, rewrites=context.log.rewrites
+            )
 
     def _worker(self, model: OnnxModel, context: PassContext) -> Worker:
         from optimc.calibration.checks import fixed_batch
         from optimc.core.worker import Worker
 
         assert context.float_model is not None
+        threads = self.threads if context.choice is None else context.choice["threads"]
         paths = {"quantized": model, "origin": context.float_model}
         for name, one in paths.items():
             one.write_onnx(context.workspace / f"{name}.onnx")
@@ -144,23 +156,38 @@ class Qat(Pass):
             "seed": context.seed,
             "batch": self.batch,
             "fixed": fixed_batch(model.signature),
-            "options": self.options(),
+            "options": {**self.options(), "threads": threads},
+            "key": self._key(model, context),
         }
         limits = replace(context.limits, seconds=_TRAINING_S)
         return Worker(_SERVICE, options, name="the training", limits=limits)
+
+    def _key(self, model: OnnxModel, context: PassContext) -> str:
+        """Names the run: only its own checkpoints are gone on with."""
+        tuning = context.tuning.digest if self._judged(context) else None
+        assert context.float_model is not None
+        return digest_of(
+            [self.options(), model.sealed().digest, context.float_model.digest],
+            [context.training.digest, context.seed, context.choice, tuning],
+        )
+
+    def _judged(self, context: PassContext) -> bool:
+        return context.has(Input.TUNING) and context.choice is None
 
     def _trained(
         self, worker: Worker, model: OnnxModel, context: PassContext
     ) -> tuple[dict[str, Any], int]:
         """Trains all epochs that are left; what happened in all of them, as plain data, and how
         many a build before this one had done."""
+        judged = self._judged(context)
         record = worker.call("restore").data
         if record is None:
-            start = context.tuning.drop(model).point if context.has(Input.TUNING) else None
+            start = context.tuning.drop(model).point if judged else None
             record = {"losses": [], "drops": [start], "best": 0}
             worker.call("keep")
         before = len(record["losses"])
-        for epoch in range(before + 1, self.epochs + 1):
+        last = self.epochs if context.choice is None else context.choice["best"]
+        for epoch in range(before + 1, last + 1):
             reply = worker.call("train", epoch=epoch, epochs=self.epochs)
             path = context.workspace / f"epoch-{epoch}.onnx"
             now = model.clone()
@@ -168,13 +195,11 @@ class Qat(Pass):
             now.write_onnx(path)
             worker.call("prove", path=str(path))
             record["losses"].append(reply.data)
-            drops = record["drops"]
-            drops.append(
-                context.tuning.drop(now.sealed()).point if context.has(Input.TUNING) else None
-            )
-            if drops[-1] is None or drops[-1] <= drops[record["best"]]:
+            drop = context.tuning.drop(now.sealed()).point if judged else None
+            if drop is None or is_best(drop, record["drops"]):
                 record["best"] = epoch
                 worker.call("keep")
+            record["drops"].append(drop)
             worker.call("save", epoch=epoch, record=record)
         return dict(record), before
 
@@ -210,16 +235,26 @@ def _differs(model: OnnxModel, constants: Mapping[str, Any]) -> bool:
 
 def _stats(record: Mapping[str, Any], error: float) -> dict[str, int | float | str]:
     """What the report shows: losses, the epoch that was kept, and its drop on the tuning split."""
-    stats: dict[str, int | float | str] = {
-        "epoch": record["best"],
-        "first_loss": record["losses"][0],
-        "last_loss": record["losses"][-1],
-        "torch_error": error,
+    stats: dict[str, int | float | str] = {"epoch": record["best"], "torch_error": error}
+    if record["losses"]:
+        stats |= {"first_loss": record["losses"][0], "last_loss": record["losses"][-1]}
+    drops = {
+        "tuning_drop_before": record["drops"][0],
+        "tuning_drop": record["drops"][record["best"]],
     }
-    if record["drops"][0] is not None:
-        stats["tuning_drop_before"] = record["drops"][0]
-        stats["tuning_drop"] = record["drops"][record["best"]]
-    return stats
+    return stats | {n: d for n, d in drops.items() if d is not None and math.isfinite(d)}
+
+
+def _notes(facts: Mapping[str, Any], before: int, choice: Any) -> Iterator[str]:
+    if choice is not None:
+        yield f"trained to epoch {choice['best']}, as the lock says"
+    if before:
+        yield f"went on after epoch {before}"
+    if facts["left_out"]:
+        yield (
+            f"{facts['left_out']:,} of {facts['samples']:,} samples are left out of each epoch: "
+            f"they fill no batch of {facts['batch']:,}, the model's own"
+        )
 
 
 def _graph(model: Any) -> Any:

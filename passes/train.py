@@ -164,17 +164,19 @@ class Train(Pass):
             return Course(self, model, context, shop).run()
 
     def files(self, folder: Path) -> list[Path]:
-        """The teacher's files, and the modules of the user's functions that lie in `folder`."""
+        """The teacher's files with its external data, and the source in `folder` of the user's
+        functions: see `_train_files`."""
+        from optimc.passes._train_files import onnx_files, source_files
+
         calls = [self.loss.call] if isinstance(self.loss, UserLoss) else []
+        named = self._teacher_files(folder)
         if self.distill is not None:
             calls += [entry.call for entry in self.distill.losses if entry.call is not None]
             if not isinstance(self.distill.teacher, str) and self.distill.teacher.factory:
                 calls.append(self.distill.teacher.factory)
-        named = [folder.joinpath(*call.partition(":")[0].split(".")) for call in calls]
-        modules = [
-            path for name in named for path in (name.with_suffix(".py"), name / "__init__.py")
-        ]
-        return [*self._teacher_files(folder), *(path for path in modules if path.is_file())]
+            elif not isinstance(self.distill.teacher, str):
+                named = [file for path in named for file in onnx_files(path)]
+        return [*named, *source_files(folder, (call.partition(":")[0] for call in calls))]
 
     def _teacher_files(self, folder: Path) -> list[Path]:
         teacher: Any = self.distill.teacher if self.distill is not None else None

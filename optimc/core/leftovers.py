@@ -28,6 +28,12 @@ def temporary_prefix() -> str:
     return f"{TEMPORARY_PREFIX}{_place()}-{pid}-{_started(pid) or 0}-"
 
 
+def is_alive(name: str) -> bool:
+    """Whether a name is of a process of this machine that still runs, however old it is."""
+    match = _OWNED.fullmatch(name)
+    return match is not None and match["place"] == _place() and not _is_gone(name)
+
+
 def remove_leftovers(folder: Path) -> int:
     """Removes temporary files and folders right below `folder` whose process is gone; how many.
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from optimc.core.errors import InputError
 from optimc.core.files import file_sha256
-from optimc.core.leftovers import TEMPORARY_PREFIX, remove_leftovers, temporary_prefix
+from optimc.core.leftovers import TEMPORARY_PREFIX, is_alive, remove_leftovers, temporary_prefix
 
 FOLDER_VARIABLE = "OPTIMC_CACHE_DIR"
 SIZE_VARIABLE = "OPTIMC_CACHE_SIZE_GB"
@@ -283,7 +283,7 @@ class Cache:
                     old = time.time() - path.stat().st_mtime > older_than
                 except FileNotFoundError:
                     continue  # a running build has just removed its own
-                if old:
+                if old and not is_alive(path.name):
                     shutil.rmtree(path, ignore_errors=True)
 
     def _remove(self, place: Path) -> None:

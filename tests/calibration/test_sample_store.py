@@ -72,8 +72,7 @@ def test_a_store_gives_back_what_the_data_set_had(tmp_path: Path) -> None:
         group.feeds["input"], images.transpose(0, 3, 1, 2).astype(np.float32) / 16
     )
     assert group.feeds["input"].dtype == np.float32
-    assert store.labels is not None
-    np.testing.assert_array_equal(store.labels[0], np.arange(200))
+    np.testing.assert_array_equal(group.labels, np.arange(200))
     # Nothing but numpy's own format.
     np.testing.assert_array_equal(np.load(tmp_path / "s/0/labels.npy"), np.arange(200))
 
@@ -117,6 +116,21 @@ def test_no_batch_is_left_with_one_sample(tmp_path: Path) -> None:
     assert store.count(16) == 3
 
 
+def test_whole_batches_leave_the_rest_out(tmp_path: Path) -> None:
+    store = stored(of_lengths([2] * 500 + [3] * 70 + [4] * 5), tmp_path / "s")
+    assert store.count(64, whole=True) == 7 + 1
+    batches = list(store.batches(64, np.random.default_rng(0), whole=True))
+    assert [batch.size for batch in batches] == [64] * 8
+    numbers = [int(n) for batch in batches for n in batch.numbers]
+    assert len(set(numbers)) == 8 * 64
+    others = store.batches(64, np.random.default_rng(1), whole=True)
+    assert {int(n) for batch in others for n in batch.numbers} != set(numbers)
+    first = next(store.in_order(64, whole=True))
+    assert first.numbers.tolist() == list(range(64))
+    assert store.count(512, whole=True) == 0
+    assert list(store.in_order(512, whole=True)) == []
+
+
 def test_augmentation_takes_the_place_of_the_feeds(tmp_path: Path) -> None:
     store = stored(of_lengths([2] * 8), tmp_path / "s")
 
@@ -131,9 +145,9 @@ def test_augmentation_takes_the_place_of_the_feeds(tmp_path: Path) -> None:
 def test_labels_may_be_arrays_of_one_shape(tmp_path: Path) -> None:
     labels = [np.full((2, 3), i, np.float32) for i in range(4)]
     store = stored(of_lengths([1, 2, 1, 2], labels), tmp_path / "s")
-    assert store.labels is not None
-    assert [found.shape for found in store.labels] == [(2, 2, 3)] * 2
-    assert store.labels[1][:, 0, 0].tolist() == [1, 3]
+    found = [np.asarray(group.labels) for group in store.groups]
+    assert [array.shape for array in found] == [(2, 2, 3)] * 2
+    assert found[1][:, 0, 0].tolist() == [1, 3]
 
 
 BOXES: list[Label] = [{"boxes": np.zeros((1, 4))}] * 3
@@ -151,7 +165,7 @@ def test_labels_of_other_kinds_are_left_out(
     tmp_path: Path, labels: list[Label], reason: str
 ) -> None:
     store = stored(of_lengths([2, 2, 2], labels), tmp_path / "s")
-    assert store.labels is None
+    assert [group.labels for group in store.groups] == [None]
     assert reason in (store.unlabelled or "")
     (batch,) = store.batches(3, np.random.default_rng(0))
     assert batch.labels is None
@@ -161,7 +175,7 @@ def test_labels_of_other_kinds_are_left_out(
 def test_labels_that_change_their_kind_later_are_left_out(tmp_path: Path) -> None:
     labels: list[Label] = [np.zeros(2)] * 64 + [np.zeros(3)] * 64
     store = stored(of_lengths([2] * 128, labels), tmp_path / "s")
-    assert store.labels is None
+    assert [group.labels for group in store.groups] == [None] * len(store.groups)
     assert "differ in shape" in (store.unlabelled or "")
     assert len(store) == 128
 
@@ -223,3 +237,50 @@ def test_inputs_without_a_row_for_each_sample_are_refused(tmp_path: Path) -> Non
 
     with pytest.raises(InputError, match="`t` is float32"):
         store_samples(Scalar([Sample({"x": np.zeros(2)})]), tmp_path / "s")
+
+
+def test_as_many_shapes_as_there_are_need_few_open_files(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    made = [Sample({name: np.full(n + 1, n) for name in ("x", "y")}, n % 7) for n in range(300)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        store = stored(Samples(made), tmp_path / "s")
+        assert len(store) == len(store.groups) == 300
+        batches = list(store.batches(8, np.random.default_rng(0)))
+        again = list(store.in_order(8))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert sorted(int(batch.numbers[0]) for batch in batches) == list(range(300))
+    assert [batch.feeds["y"].tolist() for batch in again] == [[[n] * (n + 1)] for n in range(300)]
+    assert [int(batch.labels[0]) for batch in again if batch.labels is not None] == [
+        n % 7 for n in range(300)
+    ]
+
+
+def test_a_disk_that_is_too_small_is_said_before_it_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+    from collections import namedtuple
+
+    usage = namedtuple("usage", ("total", "used", "free"))
+    asked: list[Path] = []
+
+    def free(folder: Path) -> Any:
+        asked.append(folder)
+        return usage(10**9, 10**9 - room, room)
+
+    monkeypatch.setattr(shutil, "disk_usage", free)
+    data = of_lengths([100] * 1000)  # int64, and an int64 label
+    room = 1000 * 101 * 8
+    store_samples(data, tmp_path / "fits")
+    room -= 1
+    with pytest.raises(
+        InputError, match="take about 808,000 bytes, and 807,999 are free"
+    ) as caught:
+        store_samples(data, tmp_path / "s")
+    assert caught.value.where == str(tmp_path / "s")
+    assert "free some space" in (caught.value.fix or "")
+    assert [path.name for path in tmp_path.iterdir()] == ["fits"]
+    assert len(asked) == 2

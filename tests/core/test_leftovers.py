@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from optimc.core.files import atomic_folder, atomic_write
-from optimc.core.leftovers import TEMPORARY_PREFIX, remove_leftovers, temporary_prefix
+from optimc.core.leftovers import TEMPORARY_PREFIX, is_alive, remove_leftovers, temporary_prefix
 
 KILLED = """
 import os, signal, sys
@@ -55,6 +55,9 @@ def test_another_process_with_the_same_number_does_not_keep_them(tmp_path: Path)
     (tmp_path / f"{temporary_prefix()}x").touch()
     (tmp_path / f"{TEMPORARY_PREFIX}00000000-1-1-x").touch()  # of another machine
     (tmp_path / f"{TEMPORARY_PREFIX}old-name").touch()
+    assert [path.name for path in tmp_path.iterdir() if is_alive(path.name)] == [
+        f"{temporary_prefix()}x"
+    ]
     assert remove_leftovers(tmp_path) == 1
     assert len(list(tmp_path.iterdir())) == 3
 

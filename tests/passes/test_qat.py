@@ -250,6 +250,81 @@ def test_the_model_stays_where_no_epoch_is_better() -> None:
     assert not result.rewrites
 
 
+def test_a_drop_that_is_no_number_is_never_the_best() -> None:
+    before = quantized_models()["residual"]
+    nan = float("nan")
+    for drops, best in (([nan, 0.2, 0.1], 2), ([0.1, nan, 0.2], 0), ([nan, nan, nan], 0)):
+        result = train(before, origin_of(before), Qat(epochs=2), tuning=PlannedTuning(drops))
+        assert result.stats["epoch"] == best
+        assert all(value == value for value in result.stats.values()), "NaN is no JSON"
+
+
+def test_a_choice_in_the_lock_is_trained_to_without_judging() -> None:
+    before = quantized_models()["residual"]
+    origin, options = origin_of(before), Qat(epochs=3, batch=32)
+    drops = [0.05, 0.03, 0.01, 0.02]
+    free = train(before, origin, options, tuning=PlannedTuning(drops))
+    assert free.choice == {"best": 2, "threads": torch.get_num_threads()}
+    unasked = PlannedTuning([])
+    locked = train(before, origin, options, tuning=unasked, choice=free.choice)
+    assert locked.model.digest == free.model.digest
+    assert locked.choice == free.choice
+    assert unasked.seen == []
+    assert locked.notes == ("trained to epoch 2, as the lock says",)
+    stays = train(before, origin, options, choice={"best": 0, "threads": 1})
+    assert not stays.modified
+    assert stays.choice == {"best": 0, "threads": 1}
+
+
+def test_without_tuning_the_last_epoch_is_the_choice() -> None:
+    before = quantized_models()["residual"]
+    result = train(before, origin_of(before), Qat(epochs=2, batch=64, threads=1))
+    assert result.choice == {"best": 2, "threads": 1}
+
+
+def test_a_checkpoint_of_another_run_is_not_gone_on_with(tmp_path: Path) -> None:
+    before = quantized_models()["depthwise"]
+    origin = origin_of(before)
+
+    def notes(seed: int = 0, choice: Any = None, **options: Any) -> tuple[str, ...]:
+        pass_ = Qat(**{"epochs": 2, "batch": 64, "threads": 1, **options})
+        return tuple(
+            train(before, origin, pass_, seed=seed, unfinished=tmp_path, choice=choice).notes
+        )
+
+    assert notes() == ()
+    assert notes() == ("went on after epoch 2",)
+    for other in ({"threads": 2}, {"learning_rate": 0.01}, {"seed": 1}):
+        assert notes(**other) == (), other
+    (said,) = notes(choice={"best": 1, "threads": 1})
+    assert said == "trained to epoch 1, as the lock says"
+
+
+def test_a_fixed_batch_is_filled_and_what_is_left_over_is_said() -> None:
+    b = GraphBuilder()
+    x = b.input("image", [8, 3, 8, 8])
+    b.node("Conv", x, b.weight(4, 3, 3, 3, scale=0.2), b.weight(4), to="y")
+    b.output("y", [8, 4, 6, 6])
+    origin = b.model()
+    before = quantized(origin)
+    result = train(before, origin, Qat(epochs=1), training=loose(61))
+    assert result.modified
+    assert result.notes == (
+        "5 of 61 samples are left out of each epoch: they fill no batch of 8, the model's own",
+    )
+    with pytest.raises(PreconditionError, match="do not fill one batch of 8") as caught:
+        train(before, origin, Qat(epochs=1), training=loose(7))
+    assert caught.value.fix == "give data.training more samples"
+
+
+def loose(samples: int) -> Any:
+    """Images for a model whose batch does not divide their number."""
+    flexible = GraphBuilder()
+    flexible.node("Relu", flexible.input("image", ["batch", 3, 8, 8]), to="y")
+    flexible.output("y", ["batch", 3, 8, 8])
+    return random_training(flexible.model(), samples)
+
+
 def test_an_interrupted_training_comes_to_the_same_result(tmp_path: Path) -> None:
     before = quantized_models()["depthwise"]
     origin, drops = origin_of(before), [0.05, 0.01, 0.02, 0.03]

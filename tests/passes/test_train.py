@@ -157,6 +157,21 @@ def test_the_model_as_it_came_is_kept_where_no_epoch_is_better(trial: TorchTrial
     assert any("as it came, which is kept" in note for note in result.notes)
 
 
+def test_a_drop_that_is_no_number_is_never_the_best(trial: TorchTrial) -> None:
+    class Planned(Judge):
+        def __init__(self, *drops: float) -> None:
+            self.left = list(drops)
+
+        def drop_of(self, run: Any) -> Drop:
+            point = self.left.pop(0)
+            return Drop(point, point, point, 200)
+
+    nan = float("nan")
+    for drops, best in (((nan, 0.2, 0.1), 2), ((0.1, nan, 0.2), 0), ((nan, nan, nan), 0)):
+        trial.tuning = Planned(*drops)
+        assert train(trial, epochs=2).stats["kept"] == best
+
+
 def test_the_same_recipe_gives_the_same_tensors(trial: TorchTrial) -> None:
     first = train(trial, augment=["flip", {"crop": 1}])
     again = train(trial, augment=["flip", {"crop": 1}])
@@ -495,6 +510,44 @@ def test_files_that_decide_the_result_are_named(taught: TorchTrial) -> None:
     onnx = Train(distill={"teacher": {"onnx": "a.onnx"}}).files(taught.folder)
     assert onnx == [taught.folder / "a.onnx"]
     assert Train().files(taught.folder) == []
+
+
+def test_the_files_of_a_teachers_weights_are_named(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(str(DATA / "digits.onnx"))
+    onnx.save(
+        model, tmp_path / "t.onnx", save_as_external_data=True, location="t.data", size_threshold=0
+    )
+    named = Train(distill={"teacher": {"onnx": "t.onnx"}}).files(tmp_path)
+    assert named == [tmp_path / "t.onnx", tmp_path / "t.data"]
+    (tmp_path / "t.onnx").write_bytes(b"no model")
+    named = Train(distill={"teacher": {"onnx": "t.onnx"}}).files(tmp_path)
+    assert named == [tmp_path / "t.onnx"]
+
+
+def test_modules_beside_the_recipe_that_a_function_needs_are_named(tmp_path: Path) -> None:
+    for name, text in {
+        "my_losses.py": "import numpy, my_helpers\ndef loss(step):\n    from my_nets.wide import x",
+        "my_helpers.py": "from . import my_losses",
+        "my_nets/__init__.py": "",
+        "my_nets/wide.py": "from .deep import blocks",
+        "my_nets/deep/blocks.py": "import my_other",
+        "my_other.py": "this is no Python",
+        "my_unrelated.py": "",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    named = Train(loss={"call": "my_losses:loss"}).files(tmp_path)
+    assert {path.relative_to(tmp_path).as_posix() for path in named} == {
+        "my_losses.py",
+        "my_helpers.py",
+        "my_nets/__init__.py",
+        "my_nets/wide.py",
+        "my_nets/deep/blocks.py",
+        "my_other.py",
+    }
+    teacher = {"factory": "my_nets.wide:make"}
+    assert len(Train(distill={"teacher": teacher}).files(tmp_path)) == 4
 
 
 def test_mean_squares_against_numbers(trial: TorchTrial, tmp_path: Path) -> None:

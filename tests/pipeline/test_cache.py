@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from optimc.core.errors import InputError
-from optimc.core.leftovers import TEMPORARY_PREFIX
+from optimc.core.leftovers import TEMPORARY_PREFIX, temporary_prefix
 from optimc.pipeline.cache import Cache
 
 
@@ -171,3 +171,38 @@ def test_checkpoints_nobody_came_back_to_go(tmp_path: Path) -> None:
         os.utime(path, (long_ago, long_ago))
     cache.prune()
     assert {path.stem for path in (tmp_path / "unfinished").iterdir()} == {"new"}
+
+
+BUSY = """
+import os, sys, time
+from pathlib import Path
+from optimc.pipeline.cache import Cache
+cache = Cache(Path(sys.argv[1]))
+def write(folder):
+    (folder / "half").touch()
+    long_ago = time.time() - 3700
+    for path in (folder, workspace):
+        os.utime(path, (long_ago, long_ago))
+    print("there", flush=True)
+    sys.stdin.read()
+with cache.workspace() as workspace:
+    cache.put("pass", "k1", write)
+    (workspace / "still there").touch()
+"""
+
+
+def test_what_a_running_process_has_stays_however_old_it_is(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", BUSY, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == b"there\n"
+        long_ago = time.time() - 3700
+        others = tmp_path / temporary_prefix().replace("tmp-", "tmp-0", 1)  # of another machine
+        others.mkdir()
+        os.utime(others, (long_ago, long_ago))
+        Cache(tmp_path).prune()
+        assert len(list(tmp_path.glob(f"{TEMPORARY_PREFIX}*"))) == 1
+    assert not others.exists()
+    assert running.returncode == 0
+    assert Cache(tmp_path).get("pass", "k1") is not None
