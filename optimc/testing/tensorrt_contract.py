@@ -135,7 +135,7 @@ def _told(api: Api) -> dict[str, Any]:
     strong = 1 << int(api.real.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     return {
         "strongly_typed": api.arguments("Builder.create_network") == [(strong,)],
-        "set": sorted(flag.name for (flag,) in api.arguments("IBuilderConfig.set_flag")),
+        "set": sorted(_flag_name(f) for (f,) in api.arguments("IBuilderConfig.set_flag")),
         "cleared": [flag.name for (flag,) in api.arguments("IBuilderConfig.clear_flag")],
         "pools": [
             [pool.name, size]
@@ -329,6 +329,11 @@ def removed_flag(api: Api, cuda: HostCuda) -> dict[str, Any]:
     config = tensorrt.Builder(tensorrt.Logger()).create_builder_config()
     config.set_flag(tensorrt.BuilderFlag.FP16)
     return {}
+
+
+def _flag_name(flag: Any) -> str:
+    """As 11 calls it: 10 has an older name for one flag beside it."""
+    return {"WEIGHTLESS": "STRIP_PLAN"}.get(flag.name, str(flag.name))
 
 
 def wrong_hook(api: Api, cuda: HostCuda) -> dict[str, Any]:
