@@ -336,7 +336,7 @@ gate: {drop: {top1: 1.0}}
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_build_ships_the_smaller_model_and_its_lock_replays_it(
     tmp_path: Path, repository: Path
 ) -> None:

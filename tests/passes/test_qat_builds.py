@@ -82,7 +82,7 @@ def killed_build(folder: Path, cache: str, epoch: int) -> None:
         process.send_signal(signal.SIGKILL)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_killed_build_goes_on_to_the_same_digest(folder: Path) -> None:
     pytest.importorskip("torch")

@@ -123,7 +123,7 @@ def killed_build(folder: Path, cache: str, epoch: int) -> None:
         process.send_signal(signal.SIGKILL)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_killed_build_goes_on_to_the_same_digests(folder: Path) -> None:
     pytest.importorskip("torch")
@@ -142,7 +142,7 @@ def test_a_killed_build_goes_on_to_the_same_digests(folder: Path) -> None:
     assert not list((folder / "killed").rglob("epoch-*")), "checkpoints go with the result"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_the_lock_is_replayed(folder: Path) -> None:
     pytest.importorskip("torch")

@@ -12,7 +12,7 @@ from optimc.testing.commands import run_optimc
 
 pytest.importorskip("torch", reason="the extra `torch` is not installed")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 NET = """
 import torch

@@ -76,7 +76,7 @@ def report(folder: Path) -> Any:
     return json.loads((folder / "out" / "report.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_module_is_pruned_exported_quantized_followed_and_replayed(folder: Path) -> None:
     write(folder, ship="cut8/ort", fp32="[]", cut=CUT, cut8=CUT8)
@@ -117,7 +117,7 @@ def test_a_module_is_pruned_exported_quantized_followed_and_replayed(folder: Pat
     assert all(p["cache"] == "hit" for p in report(folder)["results"][1]["passes"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_from_scratch_with_the_lock_the_same_digests_come(folder: Path) -> None:
     write(folder, cut8=CUT8)
@@ -137,7 +137,7 @@ def test_from_scratch_with_the_lock_the_same_digests_come(folder: Path) -> None:
     assert "scores" in manifest.read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_untrusted_runs_no_code_that_lies_beside_the_recipe(folder: Path) -> None:
     transformers = pytest.importorskip("transformers")
