@@ -57,7 +57,9 @@ def test_figures_that_the_sample_does_not_support_are_skipped(capsys, tmp_path, 
 @pytest.mark.slow
 def test_the_gate_measures_engines_side_by_side(capsys, tmp_path, engines):
     policy = tmp_path / "policy.yaml"
-    policy.write_text("slowdown: 0.5\nmemory_growth: 0.5\nthroughput_per_s: 1\nat_most: 6 s\n")
+    policy.write_text(
+        "slowdown: 0.5\nmemory_growth: 0.5\nthroughput_per_s: 1\nat_most: 2 min\n"
+    )  # ends when decided
     for candidate, code in ((6, 0), (40, 4)):
         arguments = ["gate", str(engines[candidate]), "--baseline", str(engines[6])]
         found = main([*arguments, "--policy", str(policy), "--remeasure", "--json"])

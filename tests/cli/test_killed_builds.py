@@ -71,9 +71,14 @@ def _whole_or_absent(shop: Workshop) -> None:
     assert not lock.exists() or json.loads(lock.read_text())["schema"] == 1
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("part", range(6))
+@pytest.mark.parametrize(
+    "part",
+    [
+        pytest.param(part, marks=pytest.mark.long if part % 2 else pytest.mark.slow)
+        for part in range(6)
+    ],
+)
 def test_kill_at_random_moments(part: int, fresh: tuple[Workshop, float], tmp_path: Path) -> None:
     """Five moments a part, 30 in all: then no worker is left, and the next build goes on."""
     original, seconds = fresh

@@ -79,4 +79,6 @@ def test_an_inserted_slowdown_moves_the_interval(engines):
 
 @pytest.mark.alone
 def test_twenty_runs_against_itself_cover_one(engines):
-    assert covering(equal_runs(engines, 20, 2.5)) >= 18
+    # With intervals of 95 %, fewer than 15 of 20 cover once in 3,000 runs of this test. How near
+    # to 95 % they come is what the simulations show.
+    assert covering(equal_runs(engines, 20, 2.5)) >= 15

@@ -47,9 +47,14 @@ def _is_wrong(find: str) -> bool:
     return " failed: " not in find and "rolled back" not in find
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("part", range(PART))
+@pytest.mark.parametrize(
+    "part",
+    [
+        pytest.param(part, marks=pytest.mark.long if part % 2 else pytest.mark.slow)
+        for part in range(PART)
+    ],
+)
 def test_node_cases(part: int) -> None:
     wrong: list[tuple[str, str]] = []
     rolled_back: list[tuple[str, str]] = []
