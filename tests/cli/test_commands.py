@@ -85,6 +85,7 @@ def test_check_is_quiet_on_a_good_recipe_and_explains_the_plan(repository: Path)
     assert "-> int8/ort (onnxruntime)" in done.out
 
 
+@pytest.mark.slow
 def test_init_writes_a_recipe_that_builds_as_it_is(tmp_path: Path) -> None:
     convolutions().write_onnx(tmp_path / "model.onnx")
     first = run_optimc("init", "model.onnx", cwd=tmp_path)

@@ -104,6 +104,7 @@ def test_the_folder_stands_by_itself(reduced: tuple[Path, Finished], tmp_path: P
     assert "the fault shows" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_same_reduction_writes_the_same_bytes(reduced: tuple[Path, Finished]) -> None:
     folder, _ = reduced
     options = ("--saying", "relu after add", "-o", folder / "again")
@@ -137,6 +138,7 @@ def test_a_runtime_that_differs(model: Path, tmp_path: Path) -> None:
     assert subprocess.run(script, capture_output=True, check=False).returncode == 1
 
 
+@pytest.mark.slow
 def test_control_flow_is_kept_whole(tmp_path: Path) -> None:
     model = tmp_path / "model.onnx"
     branches().write_onnx(model)

@@ -338,6 +338,7 @@ def test_an_interrupted_training_comes_to_the_same_result(tmp_path: Path) -> Non
     assert dict(resumed.stats) == dict(unbroken.stats)
 
 
+@pytest.mark.slow
 def test_labels_are_learned_where_distillation_is_left_out() -> None:
     origin = depthwise_chain()
     before = quantized(origin)

@@ -57,6 +57,7 @@ def digits(folder: Path, repository: Path, options: str, more: str = "", **plant
     return write_digits(folder, options, more, quickstart=quickstart, **planted)
 
 
+@pytest.mark.slow
 def test_the_spoiled_layer_alone_stays_in_float(tmp_path: Path, repository: Path) -> None:
     recipe = digits(tmp_path, repository, "{max_drop: 0.01}", "gate: {drop: {top1: 0.05}}")
     build, report, listener = built(recipe, measure=True)

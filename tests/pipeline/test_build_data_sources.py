@@ -63,6 +63,7 @@ def sentence(text: str) -> np.ndarray[Any, Any]:
     return mean
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outputs", [("sentence",), ("words", "sentence")])
 def test_pairs_of_any_length_give_the_rank_correlation_of_their_rows(
     tmp_path: Path, outputs: tuple[str, ...]
@@ -90,6 +91,7 @@ def test_pairs_of_any_length_give_the_rank_correlation_of_their_rows(
     assert "tokenizers" in lock_inputs(build)["tools"]
 
 
+@pytest.mark.slow
 def test_images_of_several_sizes_are_calibrated_and_judged_on(tmp_path: Path) -> None:
     sizes = [(16 + 4 * (n % 3), 16 + 4 * (n % 2)) for n in range(30)]
     write_images(tmp_path / "all", sizes, ["a", "b", "c", "d"])

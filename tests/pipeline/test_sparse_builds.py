@@ -30,20 +30,24 @@ RECIPE = """
 model: {factory: "net_of_test:net"}
 inputs: {input: {shape: [batch, 3, 8, 8], dtype: float32}}
 dims: {batch: {min: 1, typical: 1, max: 4}}
-data: {calibration: {npz: calibration.npz, inputs: {input: images}}}
+data:
+  calibration: {npz: calibration.npz, inputs: {input: images}}
+  training: {npz: training.npz, inputs: {input: images}}
 variants:
-  sparse: [{prune_n_m: {n: 2, m: 4}}, simplify, fuse, quantize_int8]
+  sparse: [{prune_n_m: {n: 2, m: 4}}, TRAINED simplify, fuse, quantize_int8]
 targets: {ort: {runtime: onnxruntime}}
 """
 
 
-def test_the_pattern_reaches_the_artifact(tmp_path: Path) -> None:
+@pytest.mark.parametrize("trained", ["", "{train: {epochs: 3, batch: 8, distill: {labels: 0}}},"])
+def test_the_pattern_reaches_the_artifact(trained: str, tmp_path: Path) -> None:
     import onnx_ir as ir
 
     (tmp_path / "net_of_test.py").write_text(NET)
-    (tmp_path / "recipe.yaml").write_text(RECIPE)
-    images = np.random.default_rng(0).normal(size=(32, 3, 8, 8)).astype(np.float32)
-    np.savez(tmp_path / "calibration.npz", images=images)
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("TRAINED", trained))
+    images = np.random.default_rng(0).normal(size=(96, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "calibration.npz", images=images[:32])
+    np.savez(tmp_path / "training.npz", images=images[32:])
     done = run_optimc("build", "recipe.yaml", "-o", "out", "--no-measure", cwd=tmp_path)
     assert done.code == 0, done.err
     (file,) = (tmp_path / "out" / "artifacts" / "sparse" / "ort").glob("*.onnx")

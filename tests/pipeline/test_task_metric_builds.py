@@ -65,6 +65,7 @@ def segmentation(folder: Path, metrics) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_several_metrics_are_measured_at_once(tmp_path):
     own = {"call": "own_metrics:first_pixel", "unit": "classes"}
     segmentation(tmp_path, {"miou": {}, "cosine": {}, "mine": own})
