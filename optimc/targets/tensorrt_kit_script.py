@@ -47,6 +47,9 @@ def build(trt: Any, logger: Any, options: dict[str, Any]) -> Any:
     if options["workspace_mb"] is not None:
         size = options["workspace_mb"] * 10**6
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, size)
+    if options["shared_memory_kb"] is not None:
+        size = options["shared_memory_kb"] * 1000
+        config.set_memory_pool_limit(trt.MemoryPoolType.TACTIC_SHARED_MEMORY, size)
     config.clear_flag(trt.BuilderFlag.TF32)
     for name in options["flags"]:
         config.set_flag(getattr(trt.BuilderFlag, name))
@@ -147,16 +150,19 @@ def run(trt: Any, engine: Any, gpu: Gpu, feeds: dict[str, Any], outputs: dict[st
     places = {
         name: gpu.room(max(array.nbytes, context.get_max_output_size(name)))
         for name, array in outputs.items()
+        if engine.get_tensor_location(name) == trt.TensorLocation.DEVICE
     }
-    for name, address in places.items():
+    for name, array in outputs.items():
+        address = places.get(name, array.ctypes.data)
         context.set_tensor_address(name, address)
     if not context.execute_async_v3(int(stream)):
         stop("the engine did not run", "see the log above")
-    for name, array in outputs.items():
+    for name, address in places.items():
+        array = outputs[name]
         gpu.call(
             "cudaMemcpyAsync",
             array.ctypes.data,
-            places[name],
+            address,
             array.nbytes,
             kinds.cudaMemcpyDeviceToHost,
             stream,
