@@ -80,6 +80,9 @@ class OperatorRule(SpecData):
     """Whether it wants that only where its weight is an activation (`dynamic_weight`)."""
     least_size: int = 1
     """Weights (or second operands) with a smaller K or N are not worth an INT8 kernel."""
+    least_rows: int = 1
+    """Products with fewer rows (M, where it is fixed) are not: with one it is a matrix by a vector,
+    and reading the weight takes all the time."""
 
 
 class QuantizationSpec(SpecData):
