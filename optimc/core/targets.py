@@ -361,6 +361,8 @@ class Target(BaseModel, ABC):
     """Whether models are looked at before they are built, see `lint`."""
     keeps_timings: ClassVar[bool] = False
     """Whether builds measure kernels and a later build may use what an earlier one measured."""
+    logs_builds: ClassVar[bool] = False
+    """Whether the notes in an engine's manifest are what the runtime warned of while it built."""
     times_on_device: ClassVar[bool] = False
     """Whether what a session binds has `times`, by the device's own clock, and the session
     `clocks_mhz`."""

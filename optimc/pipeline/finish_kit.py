@@ -16,7 +16,7 @@ from optimc.pipeline.assemble import CellResult, figures_of
 from optimc.pipeline.cache import Cache
 from optimc.pipeline.cases import samples_in
 from optimc.pipeline.device_times import device_times_note
-from optimc.pipeline.engines import EngineBuilder
+from optimc.pipeline.engines import EngineBuilder, warned
 from optimc.pipeline.gate import GateResult, judge
 from optimc.pipeline.inner_values import InnerValues
 from optimc.pipeline.kit_file import (
@@ -131,6 +131,7 @@ class KitRun:
             engine = self.builder.build(self.kit.cell, self.target, self.model)
             self._deliver(engine)
             result.engine = engine
+            self.notes += warned(self.kit.cell, self.target, engine)
             result.proof = prove_on_probes(
                 self.kit, self.folder, engine, self.model, self.source, inner, self.limits
             )

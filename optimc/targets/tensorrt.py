@@ -127,6 +127,7 @@ class TensorRT(DeferringTarget):
     reads_dims: ClassVar[bool] = True
     lints: ClassVar[bool] = True
     keeps_timings: ClassVar[bool] = True
+    logs_builds: ClassVar[bool] = True
     times_on_device: ClassVar[bool] = True
 
     @classmethod

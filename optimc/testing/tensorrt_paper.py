@@ -68,6 +68,7 @@ class CopyOnPaper:
         self._profiler: Any = None
         real = api.real
         self.answers: dict[str, Any] = {
+            "Builder.__init__": self._start,
             "Builder.build_serialized_network": self._build,
             "IPluginRegistry.load_library": "handle",
             "ITimingCache.serialize": lambda: HostMemory(b"timings"),
@@ -90,7 +91,11 @@ class CopyOnPaper:
             ),
         }
 
+    def _start(self, logger: Any) -> None:
+        self._logger = logger
+
     def _build(self, network: Any, config: Any) -> HostMemory:
+        self._logger.log(self._api.real.ILogger.Severity.WARNING, "slow tactic")
         monitor = self._api.values.get("IBuilderConfig.progress_monitor")
         if monitor is not None:
             monitor.phase_start("tactics", None, 2)

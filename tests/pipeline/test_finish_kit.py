@@ -242,6 +242,7 @@ def test_on_paper_a_kit_is_built_proved_measured_and_judged(
     assert {check["name"] for check in report["gate"]["checks"]} == {"drop.top1", "size_mb"}
     assert (own / "report.html").is_file()
     assert (own / "report.md").is_file()
+    assert "cell/trt: TensorRT: slow tactic" in report["notes"]
     assert any("by the device's events" in note for note in report["notes"])
     assert any("clocks: " in note for note in report["notes"])
     profiles = {one["engine"]: one["layers"] for one in report["profiles"]}
@@ -281,6 +282,7 @@ def test_on_paper_a_build_keeps_timings_and_names_them_in_the_lock(
     assert cell["engine"]["verdict"] == "equivalent"
     (kept,) = (tmp_path / "cache").rglob("timing.cache")
     lock = json.loads((tmp_path / "recipe.lock").read_text())
+    assert "cell/trt: TensorRT: slow tactic" in report_of(tmp_path / "out")["notes"]
     assert lock["timing_caches"] == {"trt": hashlib.sha256(kept.read_bytes()).hexdigest()}
     again = on_paper("build", "recipe.yaml", "-o", "out", "--no-measure", "--locked", cwd=tmp_path)
     assert again.code == done.code, again.err
