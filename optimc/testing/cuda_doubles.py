@@ -12,6 +12,9 @@ import re
 from types import ModuleType
 from typing import Any
 
+_MEMORY = 1 << 40
+"""Bytes that the device on paper has."""
+
 
 class CudaError(AssertionError):
     """A use that CUDA does not have, or that would have broken memory."""
@@ -52,8 +55,11 @@ class HostCuda(ModuleType):
         if count != len(args):
             raise CudaError(f"{name} takes {count} arguments, not {len(args)}: ({shown[1]})")
         self.used.append(name)
-        if name in self.refused:
-            return (getattr(self._real.cudaError_t, self.refused[name]), None)
+        refused = self.refused.get(name)
+        if name == "cudaMalloc" and args[0] > _MEMORY:
+            refused = "cudaErrorMemoryAllocation"
+        if refused is not None:
+            return (getattr(self._real.cudaError_t, refused), None)
         result = getattr(self, f"_do_{name[4:].lower()}", self._nothing)(*args)
         return (self._real.cudaError_t.cudaSuccess, *result)
 
