@@ -194,8 +194,13 @@ def host_tensors(api: Api, cuda: HostCuda) -> dict[str, Any]:
     """A shape that the CPU reads, and one that it writes: no copy to the GPU, and the right one."""
     import numpy as np
 
-    real, addresses = api.real, {}
+    real = api.real
+    addresses: dict[str, int] = {}
     modes, places = real.TensorIOMode, real.TensorLocation
+
+    def set_address(name: str, memory: int) -> bool:
+        addresses[name] = memory
+        return True
 
     def execute(stream_handle: int) -> bool:
         ctypes.memmove(addresses["out"], addresses["sizes"], 16)
@@ -208,9 +213,7 @@ def host_tensors(api: Api, cuda: HostCuda) -> dict[str, Any]:
         "ICudaEngine.get_tensor_shape": lambda name: real.Dims((2,)),
         "ICudaEngine.get_tensor_location": lambda name: places.HOST,
         "IExecutionContext.get_tensor_shape": lambda name: real.Dims((2,)),
-        "IExecutionContext.set_tensor_address": lambda name, memory: (
-            addresses.update({name: memory}) or True
-        ),
+        "IExecutionContext.set_tensor_address": set_address,
         "IExecutionContext.execute_async_v3": execute,
     }
     specs = (TensorSpec("sizes", "int64", (2,)),), (TensorSpec("out", "int64", (2,)),)
@@ -329,7 +332,7 @@ REFUSALS: Mapping[str, Any] = {
 }
 """What answers no, and how."""
 
-SCENARIOS: Mapping[str, Callable[[Api, HostCuda], dict[str, Any]]] = {
+SCENARIOS: dict[str, Callable[[Api, HostCuda], dict[str, Any]]] = {
     scenario.__name__: scenario
     for scenario in (host_tensors, lacking_weights, refusals, session, threads)
 }
