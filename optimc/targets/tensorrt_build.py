@@ -105,7 +105,8 @@ def build_plan(model: Path, options: PlanOptions, console: Console | None = None
     parser = _parse(trt, network, logger, errors, model)
     config = builder.create_builder_config()
     _configure(trt, builder, config, options)
-    config.progress_monitor = _new_monitor(trt, console)
+    monitor = _new_monitor(trt, console)  # by a name: TensorRT does not own it
+    config.progress_monitor = monitor
     cache = config.create_timing_cache(options.timing_cache)
     # A cache of another TensorRT or GPU is not used, and not an error.
     if not config.set_timing_cache(cache, False):

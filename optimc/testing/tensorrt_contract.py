@@ -143,6 +143,23 @@ def build_refusals(api: Api, cuda: HostCuda) -> dict[str, Any]:
     return {"said": said, "caches": len(api.arguments("IBuilderConfig.create_timing_cache"))}
 
 
+def levels(api: Api, cuda: HostCuda) -> dict[str, Any]:
+    """Each way in which other GPUs may run a plan, and the options of a plain build."""
+    from typing import get_args
+
+    from optimc.core.targets import DimSizes
+    from optimc.targets.tensorrt import TensorRT
+    from optimc.targets.tensorrt_build import build_plan
+
+    found = []
+    for level in get_args(TensorRT.model_fields["hardware_compatibility"].annotation):
+        target = TensorRT(hardware_compatibility=level)
+        options = target.plan_options(signature(), {"batch": DimSizes(1, 2, 8)})
+        build_plan(Path("model.onnx"), options)
+        found.append(api.values["IBuilderConfig.hardware_compatibility_level"].name)
+    return {"levels": found, "set": api.arguments("IBuilderConfig.set_flag")}
+
+
 def _refused(operator: str, reason: str) -> dict[str, Any]:
     return {
         "OnnxParser.parse_from_file": False,
@@ -277,6 +294,7 @@ SCENARIOS: dict[str, Callable[[Api, HostCuda], dict[str, Any]]] = {
     for scenario in (
         build,
         build_refusals,
+        levels,
         missing_name,
         refuse,
         removed_flag,

@@ -129,6 +129,12 @@ TOLD = {
 """What `every_option` of the contract comes to: TF32 is cleared first, then set as asked."""
 
 
+def test_every_level_of_compatibility_is_in_this_version(bindings: Run) -> None:
+    result = passed(bindings("levels"))
+    assert result["levels"] == ["NONE", "AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"]
+    assert result["set"] == [], "no flag is set that nobody asked for"
+
+
 def test_a_refusal_of_the_parser_names_the_node_and_what_helps(bindings: Run) -> None:
     message = passed(bindings("refuse"))["error"]
     assert "/head/unique (Unique): no importer" in message
