@@ -104,6 +104,13 @@ class TensorRT(DeferringTarget):
     """Whether a kit holds the evaluation data, so that `optimc finish` can measure the metrics.
     Only for samples of one shape."""
 
+    @field_validator("release", mode="before")
+    @classmethod
+    def _text(cls, release: object) -> object:
+        if isinstance(release, (int, float)):  # 10.10 would be 10.1
+            raise ValueError(f'{release} is a number\nput the release in quotes: "11.4"')
+        return release
+
     @field_validator("release")
     @classmethod
     def _taken(cls, release: str | None) -> str | None:
