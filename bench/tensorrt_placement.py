@@ -1,13 +1,15 @@
 """The placement for TensorRT without a GPU: what the lint says of it, and what it costs.
 
-    python bench/tensorrt_placement.py [--models resnet20 resnet56] [--take N] [NAME...]
+    python bench/tensorrt_placement.py [--models resnet20 resnet56 minilm] [--take N] [NAME...]
 
 Names and models given leave out the others. First, each architecture (built from a config with
 seeded weights by a factory, see bench/architectures.py) and each shared model is quantized for
 TensorRT, and linted: clean placements have no finding. Then Q and DQ for TensorRT on the shared
 models: the values by ONNX Runtime with optimizations off, against the same ranges placed for ONNX
-Runtime, on all evaluation images. Exits with 1 where the lint complains or top-1 differs by more
-than 0.002. Needs the shared models (``../shared``, or `OPTIMC_SHARED`) and the extra `torch`.
+Runtime, on all evaluation data; `minilm` (Spearman on pairs of sentences) only where it is named.
+Exits with 1 where the lint complains or the metric differs by more than 0.002. No figure in here is
+a GPU's: none was measured. Needs the shared models (``../shared``, or `OPTIMC_SHARED`) and the
+extra `torch`.
 """
 
 from __future__ import annotations
@@ -142,7 +144,7 @@ def main() -> int:
         count, said = architecture(name)
         good &= said == "none"
         print(f"| {name} | {count} | {said} |", flush=True)
-    print("\n| top-1 | float | placed for ONNX Runtime | for TensorRT | gap | findings |")
+    print("\n| metric | float | placed for ONNX Runtime | for TensorRT | gap | findings |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name in MODELS if everything else arguments.models or ():
         good &= shared_model(name, shared, arguments.take)

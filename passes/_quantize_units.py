@@ -134,7 +134,7 @@ def _unit(node: ir.Node, rule: OperatorRule, spec: QuantizationSpec) -> Unit | s
         absorbed=absorbed,
         pools=spec.global_average_pool and is_global_average(node),
     )
-    reason = _take_weight(unit, spec) or _take_activations(unit)
+    reason = _too_few_rows(unit) or _take_weight(unit, spec) or _take_activations(unit)
     return reason or _special(unit) or unit
 
 
@@ -184,6 +184,20 @@ def _known_sides(value: ir.Value | None) -> list[int]:
     """K and N of a matrix, as far as they are fixed."""
     shape = value.shape if value is not None else None
     return [] if shape is None else [dim for dim in shape[-2:] if isinstance(dim, int)]
+
+
+def _too_few_rows(unit: Unit) -> str | None:
+    """Whether a product has fewer rows than its rule asks for, as far as they are fixed."""
+    if unit.rule.least_rows == 1:
+        return None
+    value, transposed = unit.node.inputs[0], unit.node.attributes.get("transA")
+    shape = value.shape if value is not None else None
+    if shape is None or len(shape) == 0:
+        return None
+    rows = 1 if len(shape) == 1 else shape[-1 if transposed and transposed.as_int() else -2]
+    if isinstance(rows, int) and rows < unit.rule.least_rows:
+        return f"it has {rows} row; under {unit.rule.least_rows} INT8 does not pay"
+    return None
 
 
 def _too_small(sides: Sequence[int], rule: OperatorRule) -> str | None:

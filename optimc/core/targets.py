@@ -80,6 +80,9 @@ class OperatorRule(SpecData):
     """Whether it wants that only where its weight is an activation (`dynamic_weight`)."""
     least_size: int = 1
     """Weights (or second operands) with a smaller K or N are not worth an INT8 kernel."""
+    least_rows: int = 1
+    """Products with fewer rows (M, where it is fixed) are not: with one it is a matrix by a vector,
+    and reading the weight takes all the time."""
 
 
 class QuantizationSpec(SpecData):
@@ -358,6 +361,8 @@ class Target(BaseModel, ABC):
     """Whether models are looked at before they are built, see `lint`."""
     keeps_timings: ClassVar[bool] = False
     """Whether builds measure kernels and a later build may use what an earlier one measured."""
+    logs_builds: ClassVar[bool] = False
+    """Whether the notes in an engine's manifest are what the runtime warned of while it built."""
     times_on_device: ClassVar[bool] = False
     """Whether what a session binds has `times`, by the device's own clock, and the session
     `clocks_mhz`."""

@@ -22,7 +22,7 @@ from optimc.pipeline.assemble import CellResult
 from optimc.pipeline.cache import Cache
 from optimc.pipeline.cases import check_data_cases
 from optimc.pipeline.data import check_overlap, open_data
-from optimc.pipeline.engines import EngineBuilder
+from optimc.pipeline.engines import EngineBuilder, warned
 from optimc.pipeline.evaluation import check_metrics
 from optimc.pipeline.ingest import read_source
 from optimc.pipeline.ingest_torch import with_known
@@ -467,6 +467,7 @@ class Build:
             self.observer.on_detail(f"{result.cell.name} failed: {_reason(error)}")
             return
         result.engine, result.proof = engine, proof
+        self.notes += warned(result.cell.name, result.cell.target, engine)
         if proof.finding.reason and proof.finding.verdict in PASSED:
             self.notes.append(f"{result.cell.name}: {proof.finding.reason}")
         result.unverified += _unverified(result)

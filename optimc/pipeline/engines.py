@@ -292,6 +292,11 @@ class EngineBuilder:
             return [worker.run(probe.feeds) for probe in oracle.probes]
 
 
+def warned(name: str, target: Target, engine: Engine) -> list[str]:
+    """What the runtime warned of while it built the engine, as lines for the report."""
+    return [f"{name}: {note}" for note in engine.manifest["notes"]] if target.logs_builds else []
+
+
 _TIMINGS = "timing.cache"
 
 

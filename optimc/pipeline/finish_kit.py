@@ -16,7 +16,7 @@ from optimc.pipeline.assemble import CellResult, figures_of
 from optimc.pipeline.cache import Cache
 from optimc.pipeline.cases import samples_in
 from optimc.pipeline.device_times import device_times_note
-from optimc.pipeline.engines import EngineBuilder
+from optimc.pipeline.engines import EngineBuilder, warned
 from optimc.pipeline.gate import GateResult, judge
 from optimc.pipeline.inner_values import InnerValues
 from optimc.pipeline.kit_file import (
@@ -32,12 +32,15 @@ from optimc.pipeline.kit_proof import prove_on_probes
 from optimc.pipeline.kit_report import ENGINE, completed_report
 from optimc.pipeline.plan import Cell
 from optimc.pipeline.probes import seeded_array
+from optimc.pipeline.profiling import NO_PROFILER, Asked, Origins, profiled
 from optimc.pipeline.recipe.schema import BEST, cells_matching
 from optimc.pipeline.references import NOT_ASKED
-from optimc.pipeline.timing import SOURCE, BuildTimings, Case, Subject, Timer
+from optimc.pipeline.timing import SOURCE, BuildTimings, Case, Subject, Timer, exclusive
 from optimc.pipeline.verification import Verdict
 from optimc.report import schema
 from optimc.report.canonical import load_report
+from optimc.report.profile import EngineProfile
+from optimc.report.values import Skipped
 from optimc.report.write import write_report
 
 if TYPE_CHECKING:
@@ -60,6 +63,8 @@ class KitRun:
     notes: list[str] = field(default_factory=list)
     files: tuple[Path, ...] = ()
     """The report's files, once they are written."""
+    own_source: Engine | None = None
+    """The source's engine for the target, once there is one."""
 
     def run(self) -> schema.Report:
         """Builds, proves, measures, judges and writes into the kit.
@@ -111,11 +116,12 @@ class KitRun:
         if self.result.status == "built":
             source_metrics = self._evaluate()
             timings = self._time()
+        profiles = self._profile()
         gate = self._judge()
         self.observer.on_stage("writing")
         report = completed_report(
             before, self.result, self.command, self.notes, gate, timings, source_metrics
-        )
+        ).model_copy(update={"profiles": profiles})
         self.files = write_report(report, self.folder)
         return report
 
@@ -125,6 +131,7 @@ class KitRun:
             engine = self.builder.build(self.kit.cell, self.target, self.model)
             self._deliver(engine)
             result.engine = engine
+            self.notes += warned(self.kit.cell, self.target, engine)
             result.proof = prove_on_probes(
                 self.kit, self.folder, engine, self.model, self.source, inner, self.limits
             )
@@ -202,14 +209,14 @@ class KitRun:
         references, same = {SOURCE: self._reference()}, SOURCE
         try:
             own = self.builder.build("the source for the target", self.target, self.source)
-            references[_SOURCE_ON_TARGET], same = own, _SOURCE_ON_TARGET
+            references[_SOURCE_ON_TARGET], same, self.own_source = own, _SOURCE_ON_TARGET, own
         except OptimcError as error:
             self.notes.append(f"{kit.target} does not take the source: {error.what}")
         timer = Timer(
             limits=self.limits,
             seconds=kit.benchmark.at_most,
             seed=kit.seed,
-            lock=self.cache.folder / "measuring.lock",
+            lock=self._lock,
             progress=self.observer.on_share,
         )
         subject = Subject(result.engine, SOURCE, same)
@@ -225,6 +232,30 @@ class KitRun:
         if same == SOURCE:
             self.notes.append("speedup_same_runtime is against the source on ONNX Runtime")
         return timings
+
+    def _profile(self) -> tuple[EngineProfile, ...] | Skipped:
+        """The layers of the engine, and of the source where the target takes it."""
+        result = self.result
+        if not self.measure or result.engine is None or result.status != "built":
+            return Skipped(skipped=NOT_ASKED if not self.measure else "nothing was built")
+        self.observer.on_stage("profiling layers")
+        case = self._cases()[0]
+        feeds = case.feeds[0]
+        name, source = self.kit.cell, f"source on {self.kit.target}"
+        origins = Origins(self.model, self.source), Origins(self.source, self.source)
+        asked = [Asked(name, name, result.engine, case.sizes, feeds, origins[0])]
+        if self.own_source is not None:
+            asked.insert(0, Asked(source, None, self.own_source, case.sizes, feeds, origins[1]))
+        found: list[EngineProfile] = []
+        with exclusive(self._lock, self.observer.on_share):
+            for one in asked:
+                found += profiled(one, self.limits, self.notes)
+        return tuple(found) or Skipped(skipped=NO_PROFILER)
+
+    @property
+    def _lock(self) -> Path:
+        """Held by whoever measures on this machine."""
+        return self.cache.folder / "measuring.lock"
 
     def _cases(self) -> list[Case]:
         import numpy as np

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 
     from optimc.core.model import OnnxModel
     from optimc.core.targets import Engine, TimedLayer
+    from optimc.core.worker import Limits
     from optimc.pipeline.assemble import CellResult
     from optimc.pipeline.build import Build
     from optimc.pipeline.gate import GateResult
 
 WARMUP = 3
+NO_PROFILER = "no runtime here has a profiler"
 _MOST_RUNS, _LEAST_RUNS = 50, 5
 _SECONDS = 1.0
 """About how long one engine is profiled for."""
@@ -139,15 +141,17 @@ def profile(build: Build, gate: GateResult, case: Case) -> tuple[EngineProfile, 
                 continue  # the notes say that the target does not take the source
             name, feeds = f"source on {target_name}", case.reference[0]
             origins = Origins(build.source.model, build.source.model)
-            found += _profiled(build, name, None, engine, case.sizes, feeds, origins)
+            asked = Asked(name, None, engine, case.sizes, feeds, origins)
+            found += profiled(asked, build.limits, build.notes)
         for result in chosen:
             assert result.engine is not None
             model = result.final_model(build.start.model)
             origins = Origins(model, build.source.model)
             name = result.cell.name
             feeds = case.feeds[0]
-            found += _profiled(build, name, name, result.engine, case.sizes, feeds, origins)
-    return tuple(found) or Skipped(skipped="no runtime here has a profiler")
+            asked = Asked(name, name, result.engine, case.sizes, feeds, origins)
+            found += profiled(asked, build.limits, build.notes)
+    return tuple(found) or Skipped(skipped=NO_PROFILER)
 
 
 def chosen_cells(build: Build, gate: GateResult) -> list[CellResult]:
@@ -169,18 +173,26 @@ def _speedup(result: CellResult) -> float:
     return 0.0 if isinstance(speedup, str) else speedup.point
 
 
-def _profiled(
-    build: Build,
-    name: str,
-    cell: str | None,
-    engine: Engine,
-    sizes: Mapping[str, int],
-    feeds: Mapping[str, NDArray[Any]],
-    origins: Origins,
-) -> list[EngineProfile]:
-    """The profile of one engine; nothing where its runtime has no profiler or it fails."""
+@dataclass(frozen=True)
+class Asked:
+    """An engine whose layers are to be timed."""
+
+    name: str
+    cell: str | None
+    """The cell's name, None for the source."""
+    engine: Engine
+    sizes: Mapping[str, int]
+    """Of the dims in `feeds`."""
+    feeds: Mapping[str, NDArray[Any]]
+    origins: Origins
+
+
+def profiled(asked: Asked, limits: Limits, notes: list[str]) -> list[EngineProfile]:
+    """The profile of one engine; nothing where its runtime has no profiler or, with a line in
+    `notes`, it fails."""
+    name, feeds = asked.name, asked.feeds
     try:
-        with EngineWorker(engine, name=f"the engine {name}", limits=build.limits) as worker:
+        with EngineWorker(asked.engine, name=f"the engine {name}", limits=limits) as worker:
             worker.run(feeds)
             started = time.perf_counter()
             worker.run(feeds)
@@ -188,7 +200,7 @@ def _profiled(
             runs = int(min(_MOST_RUNS, max(_LEAST_RUNS, _SECONDS / max(one_s, 1e-6))))
             layers = worker.profile(feeds, WARMUP, runs)
     except CellError as error:
-        build.notes.append(f"{name} was not profiled: {error.what}")
+        notes.append(f"{name} was not profiled: {error.what}")
         return []
     if layers is None:
         return []
@@ -200,10 +212,15 @@ def _profiled(
             ms=round(layer.ms, 6),
             nodes=nodes,
         )
-        for layer, nodes in zip(layers, origins.of(layers), strict=True)
+        for layer, nodes in zip(layers, asked.origins.of(layers), strict=True)
     )
     return [
         EngineProfile(
-            engine=name, cell=cell, runtime=engine.runtime, case=dict(sizes), runs=runs, layers=made
+            engine=name,
+            cell=asked.cell,
+            runtime=asked.engine.runtime,
+            case=dict(asked.sizes),
+            runs=runs,
+            layers=made,
         )
     ]

@@ -121,6 +121,7 @@ def tensorrt() -> QuantizationSpec:
     """TensorRT 10 and newer: explicit quantization, int8 with zero points of 0, float bias."""
     convolution = OperatorRule(weight=1, weight_axis=0, bias=2, output=False, absorbs=_ABSORBED)
     pool = OperatorRule(output=False, only_with_quantized_input=True)
+    product = OperatorRule(weight=1, weight_axis=1, output=False, least_size=16, least_rows=2)
     return QuantizationSpec(
         activation_dtype="int8",
         activation_symmetric=True,
@@ -128,10 +129,8 @@ def tensorrt() -> QuantizationSpec:
         rules={
             "Conv": convolution,
             "ConvTranspose": convolution.model_copy(update={"weight_axis": 1}),
-            "Gemm": OperatorRule(weight=1, weight_axis=1, bias=2, output=False, least_size=16),
-            "MatMul": OperatorRule(
-                weight=1, weight_axis=1, dynamic_weight=True, output=False, least_size=16
-            ),
+            "Gemm": product.model_copy(update={"bias": 2}),
+            "MatMul": product.model_copy(update={"dynamic_weight": True}),
             "Add": OperatorRule(
                 inputs="skip", output=False, absorbs=_ABSORBED, only_with_quantized_input=True
             ),

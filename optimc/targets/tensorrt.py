@@ -50,8 +50,9 @@ _LOAD = """\
 import tensorrt
 # feeds = {feeds}
 logger = tensorrt.Logger()
-engine = tensorrt.Runtime(logger).deserialize_cuda_engine(open({main!r}, "rb").read())
-{refit}context = engine.create_execution_context()
+runtime = tensorrt.Runtime(logger)
+{before}engine = runtime.deserialize_cuda_engine(open({main!r}, "rb").read())
+{after}context = engine.create_execution_context()
 # then set_input_shape and set_tensor_address of each tensor, and execute_async_v3
 """
 _REFIT = """\
@@ -73,6 +74,8 @@ class TensorRT(DeferringTarget):
     """How long the builder searches, 0 to 5. At 0 it uses no timing cache."""
     workspace_mb: Annotated[int, Field(ge=1)] | None = None
     """Scratch memory that kernels may take, in MB; all of the GPU's where it is left out."""
+    shared_memory_kb: Annotated[int, Field(ge=1)] | None = None
+    """Shared memory that one kernel may take, in kB; the GPU's own limit where it is left out."""
     tf32: bool = False
     """Whether float32 layers may compute with 10 bits of mantissa."""
     sparse_weights: bool = False
@@ -93,10 +96,28 @@ class TensorRT(DeferringTarget):
     """Plugin libraries, loaded when the engine is built and when it is opened."""
     device: Annotated[int, Field(ge=0)] = 0
     """The number of the GPU."""
-
+    release: Annotated[str, Field(pattern=r"^[0-9]{2}\.[0-9]{1,2}$")] | None = None
+    """The TensorRT release that the engine is for, such as "11.4": the model is checked for what
+    this one takes, and an older one refuses to build it. Where it is left out, the model is checked
+    for the installed release, or for 10.12 where there is none."""
     evaluation_in_kit: bool = False
     """Whether a kit holds the evaluation data, so that `optimc finish` can measure the metrics.
     Only for samples of one shape."""
+
+    @field_validator("release", mode="before")
+    @classmethod
+    def _text(cls, release: object) -> object:
+        if isinstance(release, (int, float)):  # 10.10 would be 10.1
+            raise ValueError(f'{release} is a number\nput the release in quotes: "11.4"')
+        return release
+
+    @field_validator("release")
+    @classmethod
+    def _taken(cls, release: str | None) -> str | None:
+        least = ".".join(map(str, LEAST_VERSION))
+        if release is not None and _parts(release) < LEAST_VERSION:
+            raise ValueError(f"TensorRT {release} is too old\noptimc takes {least} and newer")
+        return release
 
     @field_validator("profiles")
     @classmethod
@@ -113,6 +134,7 @@ class TensorRT(DeferringTarget):
     reads_dims: ClassVar[bool] = True
     lints: ClassVar[bool] = True
     keeps_timings: ClassVar[bool] = True
+    logs_builds: ClassVar[bool] = True
     times_on_device: ClassVar[bool] = True
 
     @classmethod
@@ -163,7 +185,8 @@ class TensorRT(DeferringTarget):
 
         assert isinstance(model, OnnxModel)
         exchange = lint_exchange(model.signature, EXCHANGED, NAME)
-        found = (*exchange, *lint(model, parser_of(_release())))
+        release = _parts(self.release) if self.release else _release()
+        found = (*exchange, *lint(model, parser_of(release), plugins=bool(self.plugins)))
         return (*found, *lint_sparsity(model)) if self.sparse_weights else found
 
     def check(self, signature: Signature, dims: Mapping[str, DimSizes]) -> None:
@@ -178,6 +201,7 @@ class TensorRT(DeferringTarget):
         missing = self.unavailable()
         if missing is not None:
             raise UnavailableError(missing.reason, fix=missing.remedy)
+        self._check_release()
         assert isinstance(model, OnnxModel)
         check_exchange(model.signature, EXCHANGED, NAME)
         path = model.path
@@ -211,16 +235,32 @@ class TensorRT(DeferringTarget):
             notes=tuple(context.notes),
         )
 
+    def _check_release(self) -> None:
+        """Raises CellError where a newer TensorRT was asked for than there is."""
+        found = _release()
+        if self.release and found is not None and found < _parts(self.release):
+            shown = ".".join(map(str, found))
+            raise CellError(
+                f"TensorRT {shown} is installed, the recipe's `release` is {self.release}",
+                fix=f"pip install 'tensorrt>={self.release}'",
+            )
+
     def _load(self, feeds: str) -> str:
         """The manifest's code that opens the plan."""
-        refit = _REFIT.format(weights=WEIGHTS) if self.strip_plan else ""
-        return _LOAD.format(feeds=feeds, main=PLAN, refit=refit)
+        before = "".join(
+            f"runtime.get_plugin_registry().load_library({str(path)!r})\n" for path in self.plugins
+        )
+        if self.version_compatible:
+            before += "runtime.engine_host_code_allowed = True  # the plan brings a runtime\n"
+        after = _REFIT.format(weights=WEIGHTS) if self.strip_plan else ""
+        return _LOAD.format(feeds=feeds, main=PLAN, before=before, after=after)
 
     def defer(self, model: Model, folder: Path, context: BuildContext) -> None:
         from optimc.targets.tensorrt_kit import write_scripts
 
         check_exchange(model.signature, EXCHANGED, NAME)
-        write_scripts(folder, self.plan_options(model.signature, context.dims))
+        release = self.release or ".".join(map(str, LEAST_VERSION))
+        write_scripts(folder, self.plan_options(model.signature, context.dims), release)
 
     def plan_options(self, signature: Signature, dims: Mapping[str, DimSizes]) -> PlanOptions:
         """What the builder is told for a model, with the recipe's sizes of its dims."""
@@ -241,6 +281,7 @@ class TensorRT(DeferringTarget):
             ),
             optimization_level=self.optimization_level,
             workspace_mb=self.workspace_mb,
+            shared_memory_kb=self.shared_memory_kb,
             flags=frozenset(name for name, on in flags.items() if on),
             hardware_compatibility=self.hardware_compatibility.upper(),
             plugins=tuple(self.plugins),
@@ -260,7 +301,12 @@ def _release() -> tuple[int, int] | None:
         found = version("tensorrt")
     except PackageNotFoundError:
         return None
-    major, minor, *_ = (int(part) for part in found.split(".")[:2])
+    return _parts(found)
+
+
+def _parts(version: str) -> tuple[int, int]:
+    """Major and minor."""
+    major, minor = (int(part) for part in version.split(".")[:2])
     return major, minor
 
 

@@ -8,6 +8,7 @@ integer of one is ever stored. API: NVIDIA TensorRT, Python API reference, `tens
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,8 @@ class PlanOptions:
     optimization_level: int = 3
     workspace_mb: int | None = None
     """Memory pool for scratch space; None is all of the GPU's."""
+    shared_memory_kb: int | None = None
+    """Memory pool of one kernel's shared memory; None is the GPU's limit."""
     flags: frozenset[str] = frozenset()
     """Names of `BuilderFlag` that are set."""
     hardware_compatibility: str = "NONE"
@@ -102,7 +105,8 @@ def build_plan(model: Path, options: PlanOptions, console: Console | None = None
     parser = _parse(trt, network, logger, errors, model)
     config = builder.create_builder_config()
     _configure(trt, builder, config, options)
-    config.progress_monitor = _new_monitor(trt, console)
+    monitor = _new_monitor(trt, console)  # by a name: TensorRT does not own it
+    config.progress_monitor = monitor
     cache = config.create_timing_cache(options.timing_cache)
     # A cache of another TensorRT or GPU is not used, and not an error.
     if not config.set_timing_cache(cache, False):
@@ -183,16 +187,28 @@ def _parse(trt: ModuleType, network: Any, logger: Any, errors: list[str], model:
         raise CellError(f"TensorRT's parser refused the model{last_words(errors)}")
     error = parser.get_error(0)
     node = error.node_name() or f"number {error.node()}"
+    more = f" [and {parser.num_errors - 1} more]" if parser.num_errors > 1 else ""
     raise CellError(
-        f"TensorRT's parser refused the node {node} ({error.node_operator()}): {error.desc()}",
-        fix=_remedy(error.node_operator()),
+        f"TensorRT's parser refused the node {node} ({error.node_operator()}): "
+        f"{error.desc()}{more}",
+        fix=_remedy(node, error.node_operator(), error.desc()),
     )
 
 
-def _remedy(operator: str) -> str:
-    """Which pass or option helps where the parser stops at an operator."""
+def _remedy(node: str, operator: str, reason: str) -> str:
+    """Which pass or option helps where the parser stops at a node."""
     if operator in ("QuantizeLinear", "DequantizeLinear"):
         return "leave the placing to `quantize_int8`, or keep this layer out: `keep_float: [...]`"
+    if re.search(r"\btypes?\b", reason, re.IGNORECASE):
+        return (
+            f"the network is strongly typed: keep the node in float32, `float16: {{keep_float: "
+            f"[{node!r}]}}`, or cast its inputs to one type in the model"
+        )
+    if re.search(r"\b(shapes?|dims?|dimensions?|ranks?|dynamic)\b", reason, re.IGNORECASE):
+        return (
+            "put `simplify` first, which computes shapes ahead, or make the shape a constant of "
+            "the model"
+        )
     return (
         f"put `simplify` first, which may fold the {operator} away, name its library in `plugins`, "
         "or drop the output that needs it"
@@ -209,6 +225,9 @@ def _configure(trt: ModuleType, builder: Any, config: Any, options: PlanOptions)
     if options.workspace_mb is not None:
         pool = trt.MemoryPoolType.WORKSPACE
         config.set_memory_pool_limit(pool, options.workspace_mb * 10**6)
+    if options.shared_memory_kb is not None:
+        pool = trt.MemoryPoolType.TACTIC_SHARED_MEMORY
+        config.set_memory_pool_limit(pool, options.shared_memory_kb * 1000)
     # It is on by default, and computes float32 with 10 bits of mantissa.
     config.clear_flag(trt.BuilderFlag.TF32)
     for name in sorted(options.flags):

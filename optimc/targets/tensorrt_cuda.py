@@ -143,3 +143,29 @@ class DeviceBuffer:
         if self.address:
             call("cudaFree", self.address)
             self.address = self.size = 0
+
+
+class HostBuffer:
+    """A `DeviceBuffer` of the host's memory, for what the CPU writes."""
+
+    def __init__(self) -> None:
+        self._array: NDArray[np.uint8] | None = None
+
+    def reserve(self, size: int) -> int:
+        """As of a `DeviceBuffer`."""
+        import numpy as np
+
+        if self._array is None or size > self._array.nbytes:
+            self._array = np.zeros(max(size, 1), np.uint8)
+        return int(self._array.ctypes.data)
+
+    def read(self, array: NDArray[np.generic], stream: Stream) -> None:
+        """Copies at once: the CPU has written when the work was put on the stream."""
+        import ctypes
+
+        if self._array is not None:
+            ctypes.memmove(array.ctypes.data, self._array.ctypes.data, array.nbytes)
+
+    def close(self) -> None:
+        """Gives the memory back."""
+        self._array = None

@@ -30,7 +30,7 @@ _README = """\
 # An engine that is still to be built
 
 `model/model.onnx` is the model as it was placed for TensorRT; its types say the precision.
-Any of these builds it, on a machine with an NVIDIA GPU and TensorRT 10.12 or newer:
+Any of these builds it, on a machine with an NVIDIA GPU and TensorRT {release} or newer:
 
     optimc finish .          # builds, compares, measures, judges
     python build_engine.py   # builds and compares; needs tensorrt, cuda-bindings and numpy
@@ -44,8 +44,11 @@ A plan that is stripped of its weights (`STRIP_PLAN` in `tensorrt.json`) has to 
 """
 
 
-def write_scripts(folder: Path, options: PlanOptions) -> None:
-    """Writes the options, the script, the command and a page that explains them."""
+def write_scripts(folder: Path, options: PlanOptions, release: str) -> None:
+    """Writes the options, the script, the command and a page that explains them.
+
+    `release` is the oldest TensorRT that the model was checked for.
+    """
     from optimc.targets import tensorrt_kit_script
 
     profiles = [{name: list(shapes) for name, shapes in one.items()} for one in options.profiles]
@@ -53,6 +56,7 @@ def write_scripts(folder: Path, options: PlanOptions) -> None:
         "profiles": profiles,
         "optimization_level": options.optimization_level,
         "workspace_mb": options.workspace_mb,
+        "shared_memory_kb": options.shared_memory_kb,
         "flags": sorted(options.flags),
         "hardware_compatibility": options.hardware_compatibility,
         "plugins": [str(path) for path in options.plugins],
@@ -60,7 +64,7 @@ def write_scripts(folder: Path, options: PlanOptions) -> None:
     }
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
     (folder / OPTIONS).write_text(text, encoding="utf-8")
-    (folder / README).write_text(_README, encoding="utf-8")
+    (folder / README).write_text(_README.format(release=release), encoding="utf-8")
     (folder / COMMAND).write_text(f"{trtexec(options)}\n", encoding="utf-8")
     shutil.copyfile(Path(tensorrt_kit_script.__file__), folder / SCRIPT)
 
@@ -79,9 +83,14 @@ def trtexec(options: PlanOptions) -> str:
     if "TF32" not in options.flags:
         words.append("--noTF32")
     words += [text for name, text in _FLAGS.items() if name in options.flags]
+    # In bytes: trtexec's M is 2 to the power of 20.
+    pools = []
     if options.workspace_mb is not None:
-        # In bytes: trtexec's M is 2 to the power of 20.
-        words.append(f"--memPoolSize=workspace:{options.workspace_mb * 10**6}B")
+        pools.append(f"workspace:{options.workspace_mb * 10**6}B")
+    if options.shared_memory_kb is not None:
+        pools.append(f"tacticSharedMem:{options.shared_memory_kb * 1000}B")
+    if pools:
+        words.append(f"--memPoolSize={','.join(pools)}")
     if options.hardware_compatibility in _COMPATIBILITY:
         level = _COMPATIBILITY[options.hardware_compatibility]
         words.append(f"--hardwareCompatibilityLevel={level}")

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from optimc.core.errors import CellError
-from optimc.core.targets import Layer
+from optimc.core.targets import Layer, TimedLayer
 
 _TYPES = (
     (re.compile(r"\b(int8|i8|s8)\b", re.IGNORECASE), "int8"),
@@ -39,25 +40,48 @@ def read_layers(information: str) -> tuple[Layer, ...]:
     A layer computes in the type of its first input that is a number. Raises CellError where the
     text is no such JSON.
     """
+    return tuple(_layer(entry) for entry in _entries(information))
+
+
+def _entries(information: str) -> list[Any]:
     try:
-        layers = list(json.loads(information)["Layers"])
+        return list(json.loads(information)["Layers"])
     except (ValueError, KeyError, TypeError) as error:
         raise CellError(f"TensorRT's inspector gave no layers: {error!r}") from error
-    return tuple(_layer(entry) for entry in layers)
 
 
-def io_tensors(information: str) -> tuple[str, ...]:
-    """The names of the engine's inputs and outputs, in either schema."""
-    whole = json.loads(information)
-    entries = whole.get("I/O Tensors", whole.get("Bindings", []))
-    return tuple(str(entry["Name"] if isinstance(entry, Mapping) else entry) for entry in entries)
+def _name(entry: Any) -> str:
+    """The layer's name in the engine."""
+    return str(entry.get("Name", "") if isinstance(entry, Mapping) else entry)
+
+
+def _source(entry: Any) -> list[str]:
+    """The model's nodes that the layer stands for, where the engine keeps them."""
+    text = str(entry.get("Metadata", "")) if isinstance(entry, Mapping) else ""
+    return [name for name in _ONNX_LAYER.findall(text) if name]
+
+
+def timed_layers(information: str, times: Mapping[str, Sequence[float]]) -> tuple[TimedLayer, ...]:
+    """The layers that took `times` (milliseconds of each run, by the engine's names), each with the
+    nodes of the model that it stands for. Raises CellError where `information` is no such JSON."""
+    entries = {_name(entry): entry for entry in _entries(information)}
+    found = []
+    for name, spent in times.items():
+        entry = entries.get(name, name)
+        layer = _layer(entry)
+        source = _source(entry)
+        # Without metadata, a fused layer's name joins those of its nodes.
+        parts = tuple(source or (part.strip() for part in name.split(" + ") if part.strip()))
+        ms = max(median(spent), 0.0)
+        found.append(TimedLayer(layer.name or UNKNOWN, layer.operator, layer.dtype, ms, parts))
+    return tuple(found)
 
 
 def _layer(entry: Any) -> Layer:
     if not isinstance(entry, Mapping):
         return Layer(str(entry), UNKNOWN, UNKNOWN, heavy=bool(_HEAVY.search(str(entry))))
-    name, kind = str(entry.get("Name", "")), str(entry.get("LayerType", UNKNOWN))
-    source = _ONNX_LAYER.findall(str(entry.get("Metadata", "")))
+    name, kind = _name(entry), str(entry.get("LayerType", UNKNOWN))
+    source = _source(entry)
     words = " ".join((kind, str(entry.get("ParameterType", "")), name))
     dtype = _computes_in(entry)
     heavy = bool(_HEAVY.search(words)) and not kind.lower().startswith(("reformat", "constant"))

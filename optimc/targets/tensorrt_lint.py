@@ -27,6 +27,8 @@ class Setting:
 
     model: ir.Model
     parser: Parser
+    plugins: bool = False
+    """Whether libraries are loaded that may bring operators of their own."""
 
     @property
     def opset(self) -> int:
@@ -53,11 +55,15 @@ class Rule:
     fix: str
 
 
-def lint(model: OnnxModel, parser: Parser | None = None) -> tuple[Finding, ...]:
-    """All findings of `model` for a release, the oldest of `PARSERS` by default, in graph order."""
+def lint(
+    model: OnnxModel, parser: Parser | None = None, *, plugins: bool = False
+) -> tuple[Finding, ...]:
+    """All findings of `model` for a release, the oldest of `PARSERS` by default, in graph order.
+
+    With `plugins`, operators that the parser does not have are left to them."""
     from optimc.targets.tensorrt_lint_quantized import QUANTIZED_RULES
 
-    setting = Setting(model.ir, parser or PARSERS[0])
+    setting = Setting(model.ir, parser or PARSERS[0], plugins)
     findings = list(_of_model(setting))
     for node in model.ir.graph.all_nodes():
         findings += _of_node(node, setting, (*RULES, *QUANTIZED_RULES))
@@ -143,7 +149,7 @@ def is_used(value: ir.Value) -> bool:
 
 
 def _domain(node: ir.Node, setting: Setting) -> str | None:
-    if node.domain in ("", "ai.onnx"):
+    if node.domain in ("", "ai.onnx") or setting.plugins:
         return None
     key = (node.domain, node.op_type, node.overload)
     if key in setting.model.functions:
@@ -152,7 +158,7 @@ def _domain(node: ir.Node, setting: Setting) -> str | None:
 
 
 def _operator(node: ir.Node, setting: Setting) -> str | None:
-    if node.domain not in ("", "ai.onnx"):
+    if node.domain not in ("", "ai.onnx") or setting.plugins:
         return None
     if node.op_type in support.UNSUPPORTED:
         return "the parser has no importer for it"

@@ -138,6 +138,9 @@ def _half_quantized(node: ir.Node, setting: Setting) -> str | None:
 def _tiny(node: ir.Node, setting: Setting) -> str | None:
     if node.op_type not in ("Gemm", "MatMul") or _dequantizer(node, 1) is None:
         return None
+    first = node.inputs[0]
+    if first is not None and first.shape is not None and _rows(node, first.shape) == 1:
+        return "it has one row: reading the weight takes all the time, INT8 or not"
     weight = node.inputs[1]
     if weight is None or weight.shape is None or len(weight.shape) < 2:
         return None
@@ -145,6 +148,13 @@ def _tiny(node: ir.Node, setting: Setting) -> str | None:
     if small:
         return f"its weight has a side of {small[0]}: INT8 costs more than it saves under 16"
     return None
+
+
+def _rows(node: ir.Node, shape: ir.Shape) -> object:
+    """M of a product; anything but a number where it is not fixed."""
+    if len(shape) < 2:
+        return len(shape)
+    return shape[-1 if attribute(node, "transA", 0) else -2]
 
 
 def _before_add(node: ir.Node, setting: Setting) -> str | None:

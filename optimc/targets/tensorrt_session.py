@@ -6,16 +6,17 @@ API: NVIDIA TensorRT, Python API reference, `tensorrt.Runtime`, `ICudaEngine`, `
 
 from __future__ import annotations
 
+import threading
 import weakref
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from optimc.core.errors import CellError, InputError
-from optimc.core.targets import Engine, Layer, Session
+from optimc.core.targets import Engine, Layer, Session, TimedLayer
 from optimc.targets.feeds import checked_feeds
 from optimc.targets.tensorrt_build import Console, last_words, new_logger
-from optimc.targets.tensorrt_cuda import DeviceBuffer, Event, Stream, call
+from optimc.targets.tensorrt_cuda import DeviceBuffer, Event, HostBuffer, Stream, call
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -43,8 +44,10 @@ class TensorRTSession(Session):
 
         self.trt: ModuleType = trt
         self.signature = engine.signature
+        self._opened_as = (engine, settings)
         self._device = int(settings.get("device", 0))
-        call("cudaSetDevice", self._device)
+        self._turned = threading.local()
+        self.use_device()
         self._errors: list[str] = []
         self._logger = new_logger(trt, Console(), self._errors)
         self._runtime = trt.Runtime(self._logger)
@@ -71,6 +74,8 @@ class TensorRTSession(Session):
             raise CellError(f"TensorRT made no context{last_words(self._errors)}")
         self.context: Any = context
         self.stream = Stream()
+        self.attached: TensorRTBound | None = None
+        """Whose shapes and memory the context has now."""
         self._bounds: weakref.WeakSet[TensorRTBound] = weakref.WeakSet()
 
     def _limit_weights(self, megabytes: int | None) -> None:
@@ -83,6 +88,12 @@ class TensorRTSession(Session):
         if len(self._errors) > known:
             said = last_words(self._errors[known:])
             raise CellError(f"TensorRT does not stream weights in {megabytes} MB{said}")
+
+    def use_device(self) -> None:
+        """Turns the calling thread to this session's GPU: every thread starts with the first."""
+        if not hasattr(self._turned, "done"):
+            call("cudaSetDevice", self._device)
+            self._turned.done = True
 
     @property
     def native(self) -> Any:
@@ -102,6 +113,10 @@ class TensorRTSession(Session):
         names = [self.native.get_tensor_name(i) for i in range(self.native.num_io_tensors)]
         return [name for name in names if self.native.get_tensor_mode(name) == wanted]
 
+    def on_host(self, name: str) -> bool:
+        """Whether the CPU reads or writes the tensor, as it does with values that are shapes."""
+        return bool(self.native.get_tensor_location(name) == self.trt.TensorLocation.HOST)
+
     def bind(self, feeds: Arrays) -> TensorRTBound:
         bound = TensorRTBound(self, checked_feeds(self.signature, feeds))
         self._bounds.add(bound)
@@ -110,8 +125,19 @@ class TensorRTSession(Session):
     def layers(self) -> tuple[Layer, ...]:
         from optimc.targets.tensorrt_layers import read_layers
 
+        return read_layers(self.information())
+
+    def profile(self, feeds: Arrays, warmup: int, runs: int) -> tuple[TimedLayer, ...]:
+        from optimc.targets.tensorrt_profiler import profiled
+
+        engine, settings = self._opened_as
+        with TensorRTSession(engine, settings) as own:
+            return profiled(own, feeds, warmup, runs)
+
+    def information(self) -> str:
+        """What the engine inspector says, as JSON."""
         inspector = self.native.create_engine_inspector()
-        return read_layers(inspector.get_engine_information(self.trt.LayerInformationFormat.JSON))
+        return str(inspector.get_engine_information(self.trt.LayerInformationFormat.JSON))
 
     def clocks_mhz(self) -> dict[str, int] | str:
         """See `optimc.targets.tensorrt_clocks`."""
@@ -136,29 +162,27 @@ class TensorRTBound:
         self._feeds = feeds
         self._buffers: dict[str, DeviceBuffer] = {}
         self._outputs: dict[str, _Output] = {}
-        self._choose_profile()
         for name in session.tensors("INPUT"):
-            self._place_input(name, feeds[name])
-        missing = session.context.infer_shapes()
-        if missing:
-            raise CellError(f"TensorRT does not know the shapes of {', '.join(missing)}")
-        for name in session.tensors("OUTPUT"):
-            self._place_output(name)
+            if not session.on_host(name):
+                self._buffers[name] = DeviceBuffer()
+                self._buffers[name].write(feeds[name], session.stream)
+        self._attach()
         session.stream.synchronize()
 
     def run(self) -> None:
+        self._attach()
         self._enqueue()
         self._session.stream.synchronize()
 
     def times(self) -> RunTimes:
         """One inference with its copies, each timed by events on the stream."""
+        self._attach()
         stream = self._session.stream
         events = [Event() for _ in range(4)]
         try:
             events[0].record(stream)
-            for name, array in self._feeds.items():
-                if name in self._buffers:
-                    self._buffers[name].write(array, stream)
+            for name, buffer in self._buffers.items():
+                buffer.write(self._feeds[name], stream)
             events[1].record(stream)
             self._enqueue()
             events[2].record(stream)
@@ -180,6 +204,8 @@ class TensorRTBound:
 
     def close(self) -> None:
         """Gives the GPU's memory back."""
+        if self._session.attached is self:
+            self._session.attached = None
         for buffer in self._buffers.values():
             buffer.close()
         for output in self._outputs.values():
@@ -191,6 +217,25 @@ class TensorRTBound:
 
     def _specs(self) -> Any:
         return self._session.signature.outputs
+
+    def _attach(self) -> None:
+        """Gives the context these shapes and this memory, where it has another bound's."""
+        session = self._session
+        if session.context is None:
+            raise ValueError("the session is closed")
+        session.use_device()
+        if session.attached is self:
+            return
+        session.attached = None
+        self._choose_profile()
+        for name in session.tensors("INPUT"):
+            self._place_input(name)
+        missing = session.context.infer_shapes()
+        if missing:
+            raise CellError(f"TensorRT does not know the shapes of {', '.join(missing)}")
+        for name in session.tensors("OUTPUT"):
+            self._place_output(name)
+        session.attached = self
 
     def _enqueue(self) -> None:
         if not self._session.context.execute_async_v3(int(self._session.stream)):
@@ -218,44 +263,38 @@ class TensorRTBound:
         shape = self._feeds[name].shape
         return all(a <= b <= c for a, b, c in zip(least, shape, greatest, strict=True))
 
-    def _place_input(self, name: str, array: NDArray[np.generic]) -> None:
-        session = self._session
-        if not session.context.set_input_shape(name, tuple(array.shape)):
+    def _place_input(self, name: str) -> None:
+        context, array = self._session.context, self._feeds[name]
+        if not context.set_input_shape(name, tuple(array.shape)):
             raise InputError(f"the engine does not take {list(array.shape)} for `{name}`")
-        if session.native.get_tensor_location(name) == session.trt.TensorLocation.HOST:
-            # Read by the CPU while shapes are inferred: the array of the feeds stays in place.
-            address = array.ctypes.data
-        else:
-            self._buffers[name] = DeviceBuffer()
-            self._buffers[name].write(array, session.stream)
-            address = self._buffers[name].address
-        if not session.context.set_tensor_address(name, address):
+        # What the CPU reads while shapes are inferred stays where it is.
+        address = self._buffers[name].address if name in self._buffers else array.ctypes.data
+        if not context.set_tensor_address(name, address):
             raise CellError(f"TensorRT did not take the memory of `{name}`")
 
     def _place_output(self, name: str) -> None:
         session = self._session
-        dtype = next(spec.dtype for spec in self._specs() if spec.name == name)
-        output = _Output(session.trt, dtype)
+        if name not in self._outputs:
+            dtype = next(spec.dtype for spec in self._specs() if spec.name == name)
+            self._outputs[name] = _Output(session.trt, dtype, on_host=session.on_host(name))
+        output = self._outputs[name]
         shape = tuple(session.context.get_tensor_shape(name))
         if -1 in shape:  # known only when the run is done
             if not session.context.set_output_allocator(name, output.allocator):
                 raise CellError(f"TensorRT did not take the allocator of `{name}`")
-        else:
-            address = output.of_shape(shape)
-            if not session.context.set_tensor_address(name, address):
-                raise CellError(f"TensorRT did not take the memory of `{name}`")
-        self._outputs[name] = output
+        elif not session.context.set_tensor_address(name, output.of_shape(shape)):
+            raise CellError(f"TensorRT did not take the memory of `{name}`")
 
 
 class _Output:
     """An output's memory and shape; the shape may come with the run."""
 
-    def __init__(self, trt: ModuleType, dtype: str) -> None:
+    def __init__(self, trt: ModuleType, dtype: str, *, on_host: bool) -> None:
         import numpy as np
 
         self._dtype = np.dtype(dtype)
         self._shape: tuple[int, ...] = ()
-        self._buffer = DeviceBuffer()
+        self._buffer = HostBuffer() if on_host else DeviceBuffer()
         self.allocator: Any = self._new_allocator(trt)
 
     def of_shape(self, shape: tuple[int, ...]) -> int:

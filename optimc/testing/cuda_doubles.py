@@ -12,6 +12,9 @@ import re
 from types import ModuleType
 from typing import Any
 
+_MEMORY = 1 << 40
+"""Bytes that the device on paper has."""
+
 
 class CudaError(AssertionError):
     """A use that CUDA does not have, or that would have broken memory."""
@@ -26,6 +29,8 @@ class HostCuda(ModuleType):
         self._memory: dict[int, ctypes.Array[ctypes.c_char]] = {}
         self._handles = 0
         self.used: list[str] = []
+        self.refused: dict[str, str] = {}
+        """From a function to the `cudaError_t` that it answers with."""
 
     @property
     def leaked(self) -> int:
@@ -50,6 +55,11 @@ class HostCuda(ModuleType):
         if count != len(args):
             raise CudaError(f"{name} takes {count} arguments, not {len(args)}: ({shown[1]})")
         self.used.append(name)
+        refused = self.refused.get(name)
+        if name == "cudaMalloc" and args[0] > _MEMORY:
+            refused = "cudaErrorMemoryAllocation"
+        if refused is not None:
+            return (getattr(self._real.cudaError_t, refused), None)
         result = getattr(self, f"_do_{name[4:].lower()}", self._nothing)(*args)
         return (self._real.cudaError_t.cudaSuccess, *result)
 
@@ -64,6 +74,9 @@ class HostCuda(ModuleType):
         properties.name = b"GPU on paper".ljust(256, b"\0")
         properties.major, properties.minor = 9, 0
         return (properties,)
+
+    def _do_geterrorstring(self, error: Any) -> tuple[bytes]:
+        return (f"this is {self._real.cudaError_t(error).name}".encode(),)
 
     def _do_devicegetpcibusid(self, length: int, device: int) -> tuple[bytes]:
         return (b"0000:01:00.0".ljust(length, b"\0"),)

@@ -34,7 +34,7 @@ class GraphBuilder:
         """The builder of a subgraph, which gives no name that this one gives."""
         return GraphBuilder(self.opset, int(self.rng.integers(2**31)), self._counter)
 
-    def input(self, name: str, shape: Sequence[int | str], dtype: str = "float32") -> str:
+    def input(self, name: str, shape: Sequence[int | str] | None, dtype: str = "float32") -> str:
         """An input of the model."""
         self._inputs.append(_value_info(name, shape, dtype))
         return name
@@ -88,7 +88,7 @@ class GraphBuilder:
         self._nodes.append(node)
         return name
 
-    def output(self, name: str, shape: Sequence[int | str], dtype: str = "float32") -> str:
+    def output(self, name: str, shape: Sequence[int | str] | None, dtype: str = "float32") -> str:
         """Makes the value an output of the model."""
         self._outputs.append(_value_info(name, shape, dtype))
         return name
@@ -118,12 +118,12 @@ class GraphBuilder:
         return f"{prefix}{next(self._counter)}"
 
 
-def _value_info(name: str, shape: Sequence[int | str], dtype: str) -> onnx.ValueInfoProto:
+def _value_info(name: str, shape: Sequence[int | str] | None, dtype: str) -> onnx.ValueInfoProto:
     import numpy as np
     from onnx import helper
 
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    return helper.make_tensor_value_info(name, kind, list(shape))
+    return helper.make_tensor_value_info(name, kind, None if shape is None else list(shape))
 
 
 def small_models() -> Mapping[str, OnnxModel]:

@@ -34,7 +34,7 @@ LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser")
 
 @dataclass(frozen=True)
 class Wheel:
-    """A distribution of the bindings, for CPython 3.11 on x86-64 Linux."""
+    """A distribution, for CPython 3.11 on x86-64 Linux."""
 
     distribution: str
     version: str
@@ -64,6 +64,13 @@ WHEELS = (
     ),
 )
 """The newest of 11, the newest of 10, and the oldest that optimc takes."""
+
+NVML = Wheel(
+    "nvidia-ml-py",
+    "13.615.71",
+    "959bf4adf6fe1308e4bd739e722236b0d1ec8392e2cefad33ff70c311380b9b6",
+)
+"""The module `pynvml`."""
 
 
 def fetch(wheel: Wheel, folder: Path) -> Path:

@@ -11,12 +11,13 @@ import shlex
 
 _NUMBER = r"\d+"
 _SHAPES = r"(?:'[^']+'|[^:,']+):\d+(?:x\d+)*(?:,(?:'[^']+'|[^:,']+):\d+(?:x\d+)*)*"
+_POOL = r"(?:workspace|tacticSharedMem):\d+(?:\.\d+)?[BKMG]?"
 _VALUES = {
     "--builderOptimizationLevel": "[0-5]",
     "--dynamicPlugins": ".+",
     "--hardwareCompatibilityLevel": r"none|ampere\+|sameComputeCapability",
     "--maxShapes": _SHAPES,
-    "--memPoolSize": r"workspace:\d+(?:\.\d+)?[BKMG]?",
+    "--memPoolSize": rf"{_POOL}(?:,{_POOL})*",
     "--minShapes": _SHAPES,
     "--onnx": ".+",
     "--optShapes": _SHAPES,

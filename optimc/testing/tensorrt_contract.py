@@ -9,7 +9,6 @@ our own code, which has to be found.
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import importlib.util
 import json
@@ -19,78 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from optimc.core.model import Signature, TensorSpec
 from optimc.testing.cuda_doubles import HostCuda
 from optimc.testing.tensorrt_bindings import load
 from optimc.testing.tensorrt_doubles import Api, ApiError, HostMemory
-
-
-class EngineOnPaper:
-    """An engine of one dynamic input `x` [-1, 4], its copy `y`, and `z`: `x` without the rows
-    whose first item is not positive, so that its size is known only after the run."""
-
-    def __init__(self, real: Any) -> None:
-        self.real = real
-        self.addresses: dict[str, int] = {}
-        self.allocators: dict[str, Any] = {}
-        self.rows = 0
-        self.known_size = False
-        """Whether whoever runs it has made room for `z` by itself."""
-        self.answers: dict[str, Any] = {
-            "ICudaEngine.num_io_tensors": 3,
-            "ICudaEngine.num_optimization_profiles": 2,
-            "ICudaEngine.get_tensor_name": lambda index: "xyz"[index],
-            "ICudaEngine.get_tensor_mode": self._mode,
-            "ICudaEngine.get_tensor_shape": lambda name: real.Dims((-1, 4)),
-            "ICudaEngine.get_tensor_location": lambda name: real.TensorLocation.DEVICE,
-            "ICudaEngine.get_tensor_profile_shape": self._profile,
-            "IExecutionContext.set_input_shape": self._set_shape,
-            "IExecutionContext.get_tensor_shape": self._shape,
-            "IExecutionContext.set_tensor_address": self._set_address,
-            "IExecutionContext.set_output_allocator": self._set_allocator,
-            "IExecutionContext.execute_async_v3": self._execute,
-            "EngineInspector.get_engine_information": lambda kind: json.dumps(
-                {"Layers": ["copy"], "Bindings": ["x", "y", "z"]}
-            ),
-        }
-
-    def _mode(self, name: str) -> Any:
-        modes = self.real.TensorIOMode
-        return modes.INPUT if name == "x" else modes.OUTPUT
-
-    def _profile(self, name: str, profile_index: int) -> list[Any]:
-        return [self.real.Dims((rows, 4)) for rows in ((1, 1, 2), (3, 4, 8))[profile_index]]
-
-    def _set_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        self.rows = shape[0]
-        return True
-
-    def _shape(self, name: str) -> Any:
-        return self.real.Dims((-1 if name == "z" else self.rows, 4))
-
-    def _set_address(self, name: str, memory: int) -> bool:
-        self.addresses[name] = memory
-        return True
-
-    def _set_allocator(self, name: str, output_allocator: Any) -> bool:
-        self.allocators[name] = output_allocator
-        return True
-
-    def _execute(self, stream_handle: int) -> bool:
-        import numpy as np
-
-        source = (ctypes.c_float * (4 * self.rows)).from_address(self.addresses["x"])
-        x = np.ctypeslib.as_array(source).reshape(-1, 4)
-        ctypes.memmove(self.addresses["y"], x.ctypes.data, x.nbytes)
-        kept = np.ascontiguousarray(x[x[:, 0] > 0])
-        if self.known_size:
-            ctypes.memmove(self.addresses["z"], kept.ctypes.data, kept.nbytes)
-            return True
-        allocator = self.allocators["z"]
-        room = allocator.reallocate_output_async("z", 0, kept.nbytes, 256, stream_handle)
-        ctypes.memmove(room, kept.ctypes.data, kept.nbytes)
-        allocator.notify_shape("z", self.real.Dims(kept.shape))
-        return True
+from optimc.testing.tensorrt_sessions import SCENARIOS as OF_SESSIONS
+from optimc.testing.tensorrt_sessions import EngineOnPaper, signature
 
 
 def build(api: Api, cuda: HostCuda) -> dict[str, Any]:
@@ -159,6 +91,7 @@ def every_option(folder: Path) -> Any:
         profiles=[{"batch": (1, 1, 2)}, {"batch": (3, 4, 8)}],
         optimization_level=4,
         workspace_mb=512,
+        shared_memory_kb=96,
         tf32=True,
         sparse_weights=True,
         version_compatible=True,
@@ -169,14 +102,6 @@ def every_option(folder: Path) -> Any:
         weight_streaming_mb=64,
     )
     return target.plan_options(signature(), {"batch": DimSizes(1, 2, 8)})
-
-
-def signature() -> Signature:
-    """The interface of `EngineOnPaper`."""
-    return Signature(
-        (TensorSpec("x", "float32", ("batch", 4)),),
-        (TensorSpec("y", "float32", ("batch", 4)), TensorSpec("z", "float32", ("rows", 4))),
-    )
 
 
 def refuse(api: Api, cuda: HostCuda) -> dict[str, Any]:
@@ -198,66 +123,64 @@ def refuse(api: Api, cuda: HostCuda) -> dict[str, Any]:
     raise AssertionError("the refusal was lost")
 
 
-def session(api: Api, cuda: HostCuda) -> dict[str, Any]:
-    """The session: profiles, shapes, addresses, an output of unknown size, times, no leak."""
-    import numpy as np
-
-    from optimc.core.targets import Engine
-    from optimc.targets.tensorrt_session import TensorRTSession
-
-    paper = EngineOnPaper(api.real)
-    more = {"IPluginRegistry.load_library": "handle", "ICudaEngine.streamable_weights_size": 10**7}
-    api.answers = {**paper.answers, **more}
-    settings = {"plugins": ["own.so"], "weights": "model.onnx", "weight_streaming_mb": 2}
-    results: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "model.plan").write_bytes(b"plan")
-        manifest = {"main": "model.plan", "signature": signature().to_json()}
-        engine = Engine(Path(folder), manifest)
-        with TensorRTSession(engine, {"device": 0, **settings}) as opened:
-            for rows in (2, 5):
-                x = np.arange(4 * rows, dtype=np.float32).reshape(rows, 4) - 3
-                bound = opened.bind({"x": x})
-                bound.run()
-                outputs = bound.outputs()
-                results[f"y{rows}"] = bool(np.array_equal(outputs["y"], x))
-                results[f"z{rows}"] = bool(np.array_equal(outputs["z"], x[x[:, 0] > 0]))
-                times = bound.times()
-                results["times"] = [times.copy_in_ms, times.compute_ms, times.copy_out_ms]
-                bound.close()
-            results["layers"] = [layer.name for layer in opened.layers()]
-    results["leaked"] = cuda.leaked
-    (weights,) = api.arguments("OnnxParserRefitter.refit_from_file")
-    results["weights"] = Path(weights[0]).name
-    results["budget"] = api.values["ICudaEngine.weight_streaming_budget_v2"]
-    results["host_code"] = api.values["Runtime.engine_host_code_allowed"]
-    return results
-
-
-def lacking_weights(api: Api, cuda: HostCuda) -> dict[str, Any]:
-    """A stripped plan and an ONNX file that do not belong together."""
-    import tensorrt
-
+def build_refusals(api: Api, cuda: HostCuda) -> dict[str, Any]:
+    """What the builder and its parser may refuse; a timing cache that is of another GPU."""
     from optimc.core.errors import CellError
-    from optimc.targets.tensorrt_refit import refit
+    from optimc.targets.tensorrt_build import PlanOptions, build_plan
 
-    said = []
-    for answers in (
-        {
-            "OnnxParserRefitter.refit_from_file": False,
-            "OnnxParserRefitter.num_errors": 1,
-            "ParserError.node_name": "/conv1",
-        },
-        {"Refitter.refit_cuda_engine": False, "Refitter.get_missing_weights": ["conv1.weight"]},
-    ):
-        api.answers = answers
-        logger = tensorrt.Logger()
-        engine = tensorrt.Runtime(logger).deserialize_cuda_engine(b"plan")
+    options = PlanOptions(
+        profiles=({"x": ((1, 4), (2, 4), (8, 4))},),
+        plugins=(Path("own.so"),),
+        timing_cache=b"of another GPU",
+    )
+    said: dict[str, str] = {}
+    for name, answers in BUILD_REFUSALS.items():
+        api.answers = {"IPluginRegistry.load_library": "handle", **answers}
         try:
-            refit(tensorrt, engine, logger, Path("model.onnx"), [])
+            build_plan(Path("model.onnx"), options)
         except CellError as error:
-            said.append(str(error))
-    return {"said": said}
+            said[name] = str(error)
+    return {"said": said, "caches": len(api.arguments("IBuilderConfig.create_timing_cache"))}
+
+
+def levels(api: Api, cuda: HostCuda) -> dict[str, Any]:
+    """Each way in which other GPUs may run a plan, and the options of a plain build."""
+    from typing import get_args
+
+    from optimc.core.targets import DimSizes
+    from optimc.targets.tensorrt import TensorRT
+    from optimc.targets.tensorrt_build import build_plan
+
+    found = []
+    for level in get_args(TensorRT.model_fields["hardware_compatibility"].annotation):
+        target = TensorRT(hardware_compatibility=level)
+        options = target.plan_options(signature(), {"batch": DimSizes(1, 2, 8)})
+        build_plan(Path("model.onnx"), options)
+        found.append(api.values["IBuilderConfig.hardware_compatibility_level"].name)
+    return {"levels": found, "set": api.arguments("IBuilderConfig.set_flag")}
+
+
+def _refused(operator: str, reason: str) -> dict[str, Any]:
+    return {
+        "OnnxParser.parse_from_file": False,
+        "OnnxParser.num_errors": 2,
+        "ParserError.node_name": "/n",
+        "ParserError.node_operator": operator,
+        "ParserError.desc": reason,
+    }
+
+
+BUILD_REFUSALS: dict[str, dict[str, Any]] = {
+    "cache": {"IBuilderConfig.set_timing_cache": False},
+    "plugin": {"IPluginRegistry.load_library": None},
+    "parser": {"OnnxParser.parse_from_file": False},
+    "profile": {"IBuilderConfig.add_optimization_profile": -1},
+    "builder": {"Builder.build_serialized_network": None},
+    "types": _refused("Add", "the inputs have types Half and Float"),
+    "shapes": _refused("Reshape", "the shape is not known"),
+    "quantized": _refused("QuantizeLinear", "no"),
+    "unnamed": {**_refused("Add", "no"), "ParserError.node_name": "", "ParserError.node": 7},
+}
 
 
 def script(api: Api, cuda: HostCuda) -> dict[str, Any]:
@@ -273,6 +196,7 @@ def script(api: Api, cuda: HostCuda) -> dict[str, Any]:
         "profiles": [{name: list(s) for name, s in one.items()} for one in chosen.profiles],
         "optimization_level": chosen.optimization_level,
         "workspace_mb": chosen.workspace_mb,
+        "shared_memory_kb": chosen.shared_memory_kb,
         "flags": sorted(chosen.flags),
         "hardware_compatibility": chosen.hardware_compatibility,
         "plugins": [str(path) for path in chosen.plugins],
@@ -369,17 +293,17 @@ SCENARIOS: dict[str, Callable[[Api, HostCuda], dict[str, Any]]] = {
     scenario.__name__: scenario
     for scenario in (
         build,
-        lacking_weights,
+        build_refusals,
+        levels,
         missing_name,
         refuse,
         removed_flag,
         script,
-        session,
         wrong_hook,
         wrong_keyword,
         wrong_property,
     )
-}
+} | OF_SESSIONS
 
 
 def real_script(kit: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 ABSENT = object()
 CONSTRUCTED = ("Builder", "OnnxParser", "OnnxParserRefitter", "Refitter", "Runtime")
 """Classes whose constructors need the libraries: doubles stand for them."""
-OVERRIDDEN = ("ILogger", "IOutputAllocator", "IProgressMonitor")
+OVERRIDDEN = ("ILogger", "IOutputAllocator", "IProfiler", "IProgressMonitor")
 """Classes that Python code derives from: real ones, whose overrides are checked."""
 _SIGNATURE = re.compile(r"^(?:\d+\. )?(\w*)\((.*)\)(?: -> (.*))?$")
 _PLAIN: Mapping[str, tuple[type, ...]] = {
@@ -97,7 +97,8 @@ class Api:
 
     real: ModuleType
     answers: Mapping[str, Any] = field(default_factory=dict)
-    """From `Class.attribute` to the value, or to a function of the call's arguments."""
+    """From `Class.attribute` to the value, or to a function of the call's arguments; with a `=`
+    behind it, to what is called when it is set."""
     used: list[str] = field(default_factory=list)
     """`Class.attribute` and `Enumeration.member`, in the order of use."""
     values: dict[str, Any] = field(default_factory=dict)
@@ -194,6 +195,8 @@ class Double:
                 raise ApiError(f"{key} takes {wanted}, not {value!r}")
         api.used.append(key)
         api.values[key] = value
+        if f"{key}=" in api.answers:
+            api.answers[f"{key}="](value)
 
 
 def _result(attribute: property) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -171,8 +172,8 @@ Finish = Callable[..., Finished]
 
 
 @pytest.fixture(scope="module", params=[WHEELS[0], WHEELS[-1]], ids=lambda wheel: wheel.version)
-def on_paper(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Finish:
-    """Runs the command where TensorRT is on paper, in all of its processes."""
+def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that puts TensorRT on paper into every interpreter that finds it."""
     pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-bindings")
     if sys.version_info[:2] != (3, 11) or sys.platform != "linux" or shutil.which("cc") is None:
         pytest.skip("needs CPython 3.11 on Linux and a C compiler")
@@ -185,12 +186,35 @@ def on_paper(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     compile_stubs(folder, wheel.major)
     write_site(site, unpacked, folder, wheel.version)
 
+    return site
+
+
+@pytest.fixture(scope="module")
+def on_paper(site: Path) -> Finish:
+    """Runs the command where TensorRT is on paper, in all of its processes."""
+
     def run(*arguments: str | Path, cwd: Path) -> Finished:
-        path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
-        environment = {"PYTHONPATH": path, "OPTIMC_CACHE_DIR": str(cwd / "cache")}
+        environment = {**path_to(site), "OPTIMC_CACHE_DIR": str(cwd / "cache")}
         return run_optimc(*arguments, cwd=cwd, environment=environment)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def on_paper_script(site: Path) -> Callable[[Path], subprocess.CompletedProcess[str]]:
+    """Runs a kit's own script where TensorRT is on paper."""
+
+    def run(kit: Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(kit / "build_engine.py")]
+        environment = {**os.environ, **path_to(site)}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    return run
+
+
+def path_to(site: Path) -> dict[str, str]:
+    path = filter(None, [str(site), os.environ.get("PYTHONPATH")])
+    return {"PYTHONPATH": os.pathsep.join(path)}
 
 
 def report_of(folder: Path) -> dict[str, Any]:
@@ -218,10 +242,31 @@ def test_on_paper_a_kit_is_built_proved_measured_and_judged(
     assert {check["name"] for check in report["gate"]["checks"]} == {"drop.top1", "size_mb"}
     assert (own / "report.html").is_file()
     assert (own / "report.md").is_file()
+    assert "cell/trt: TensorRT: slow tactic" in report["notes"]
     assert any("by the device's events" in note for note in report["notes"])
     assert any("clocks: " in note for note in report["notes"])
+    profiles = {one["engine"]: one["layers"] for one in report["profiles"]}
+    assert profiles.keys() == {"cell/trt", "source on trt"}
+    (layer,) = profiles["cell/trt"]
+    assert (layer["name"], layer["operator"], layer["ms"]) == ("copy", "NoOp", 0.25)
     timings = list((tmp_path / "cache").rglob("timing.cache"))
     assert [path.read_bytes() for path in timings] == [b"timings"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("operator", "code"), [("Identity", 0), ("Neg", 1)])
+def test_on_paper_the_kits_own_script_builds_and_compares(
+    on_paper_script: Callable[[Path], subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+    operator: str,
+    code: int,
+) -> None:
+    own = deferred(tmp_path, operator)
+    done = on_paper_script(own)
+    assert done.returncode == code, done.stderr
+    assert (own / "model.plan").read_bytes() == b"plan"
+    least = "inf" if operator == "Identity" else "-6.0"
+    assert f"the least SQNR is {least} dB" in done.stdout
 
 
 @pytest.mark.slow
@@ -237,6 +282,7 @@ def test_on_paper_a_build_keeps_timings_and_names_them_in_the_lock(
     assert cell["engine"]["verdict"] == "equivalent"
     (kept,) = (tmp_path / "cache").rglob("timing.cache")
     lock = json.loads((tmp_path / "recipe.lock").read_text())
+    assert "cell/trt: TensorRT: slow tactic" in report_of(tmp_path / "out")["notes"]
     assert lock["timing_caches"] == {"trt": hashlib.sha256(kept.read_bytes()).hexdigest()}
     again = on_paper("build", "recipe.yaml", "-o", "out", "--no-measure", "--locked", cwd=tmp_path)
     assert again.code == done.code, again.err

@@ -90,6 +90,24 @@ def test_warnings_become_notes(tmp_path: Path) -> None:
     assert (tmp_path / "out/artifacts/cell/trt/kit.json").is_file()
 
 
+def test_check_looks_for_what_the_named_release_takes(tmp_path: Path) -> None:
+    b = GraphBuilder(opset=23)
+    b.node("Relu", b.input("x", (1, 4)), to="y")
+    b.output("y", (1, 4))
+    b.model().write_onnx(tmp_path / "model.onnx")
+    path, text = tmp_path / "recipe.yaml", RECIPE.format(passes="", targets="trt")
+    for release, code, words in (
+        ("", ExitCode.CELL, "TensorRT 10.12's parser reads up to opset 22"),
+        (", release: '11.4'", ExitCode.OK, "fine"),
+        (", release: '10.3'", ExitCode.INPUT, "TensorRT 10.3 is too old"),
+        (", release: 11.4", ExitCode.INPUT, 'put the release in quotes: "11.4"'),
+    ):
+        path.write_text(text.replace("optional: true", f"optional: true{release}"))
+        done = run_optimc("check", path, cwd=tmp_path)
+        assert done.code == code, done.err
+        assert words in " ".join(done.err.split())
+
+
 def test_a_profile_that_does_not_fit_the_dims_is_named_at_its_place(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     b = GraphBuilder(opset=20)

@@ -43,6 +43,7 @@ def test_defaults() -> None:
     [
         ({"optimization_level": 5}, ("--builderOptimizationLevel", "5")),
         ({"workspace_mb": 64}, ("--memPoolSize", "workspace:64000000B")),
+        ({"shared_memory_kb": 48}, ("--memPoolSize", "tacticSharedMem:48000B")),
         ({"sparse_weights": True}, ("--sparsity", "enable")),
         ({"version_compatible": True}, ("--versionCompatible", None)),
         ({"hardware_compatibility": "ampere_plus"}, ("--hardwareCompatibilityLevel", "ampere+")),
@@ -62,6 +63,11 @@ def test_each_option_is_in_the_line(
 ) -> None:
     assert wanted in line(**options)
     assert wanted not in line()
+
+
+def test_pools_are_one_option() -> None:
+    pools = ("--memPoolSize", "workspace:1000000B,tacticSharedMem:2000B")
+    assert pools in line(workspace_mb=1, shared_memory_kb=2)
 
 
 def test_tf32() -> None:

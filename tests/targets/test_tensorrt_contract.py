@@ -4,6 +4,7 @@ libraries or a GPU."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from optimc.targets.tensorrt import TensorRT
 from optimc.targets.tensorrt_build import PlanOptions
 from optimc.targets.tensorrt_kit import write_scripts
 from optimc.testing.commands import run_optimc
-from optimc.testing.tensorrt_bindings import WHEELS, Wheel, compile_stubs, fetch
+from optimc.testing.tensorrt_bindings import NVML, WHEELS, Wheel, compile_stubs, fetch
 from optimc.testing.tensorrt_command import read_trtexec
 
 pytestmark = pytest.mark.slow
@@ -27,8 +28,19 @@ pytestmark = pytest.mark.slow
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
+@pytest.fixture(scope="module")
+def nvml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the module `pynvml`."""
+    try:
+        return fetch(NVML, tmp_path_factory.mktemp("nvml"))
+    except OSError as error:
+        pytest.skip(f"nvidia-ml-py cannot be had: {error}")
+
+
 @pytest.fixture(scope="module", params=WHEELS, ids=lambda wheel: wheel.version)
-def bindings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def bindings(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, nvml: Path
+) -> Run:
     """Runs a scenario against one version."""
     pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-bindings")
     if sys.version_info[:2] != (3, 11) or sys.platform != "linux":
@@ -46,8 +58,14 @@ def bindings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     def run(scenario: str, *fault: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "optimc.testing.tensorrt_contract"]
         arguments = [str(unpacked), str(folder), wheel.major, scenario, *fault]
+        path = os.pathsep.join(filter(None, [str(nvml), os.environ.get("PYTHONPATH")]))
         return subprocess.run(
-            [*command, *arguments], capture_output=True, text=True, check=False, timeout=120
+            [*command, *arguments],
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
         )
 
     return run
@@ -100,7 +118,7 @@ TOLD = {
         "WEIGHT_STREAMING",
     ],
     "cleared": ["TF32"],
-    "pools": [["WORKSPACE", 512_000_000]],
+    "pools": [["WORKSPACE", 512_000_000], ["TACTIC_SHARED_MEMORY", 96_000]],
     "profiles": [["x", [1, 4], [1, 4], [2, 4]], ["x", [3, 4], [4, 4], [8, 4]]],
     "added": 2,
     "level": 4,
@@ -109,6 +127,12 @@ TOLD = {
     "plugins": ["plugins.so"],
 }
 """What `every_option` of the contract comes to: TF32 is cleared first, then set as asked."""
+
+
+def test_every_level_of_compatibility_is_in_this_version(bindings: Run) -> None:
+    result = passed(bindings("levels"))
+    assert result["levels"] == ["NONE", "AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"]
+    assert result["set"] == [], "no flag is set that nobody asked for"
 
 
 def test_a_refusal_of_the_parser_names_the_node_and_what_helps(bindings: Run) -> None:
@@ -124,11 +148,68 @@ def test_a_session_moves_the_right_bytes_and_leaks_none(bindings: Run) -> None:
     assert result["z2"], "the output whose size is known after the run"
     assert result["z5"]
     assert result["times"] == [0.25, 0.25, 0.25]
+    assert result["profiles"][:4] == [0, 1, 0, 1], "two bounds of one session, in turns"
     assert result["layers"] == ["copy"]
+    assert result["timed"] == [["copy", 0.75, ["copy"]]], "a layer that ran twice in each run"
+    assert result["closed"] == "the session is closed"
     assert result["leaked"] == 0
     assert result["weights"] == "model.onnx", "a stripped plan gets its weights"
     assert result["budget"] == 2_000_000
     assert result["host_code"] is True
+
+
+def test_clocks_are_those_of_the_gpu_on_its_bus(bindings: Run) -> None:
+    clocks = passed(bindings("session"))
+    assert clocks["clocks"].startswith("NVML does not say: ")
+    assert clocks["clocks_of_a_gpu"] == {"sm": 1980, "memory": 2619, "bus": BUS, "shut": 1}
+
+
+def test_shapes_that_the_cpu_reads_and_writes_stay_on_it(bindings: Run) -> None:
+    result = passed(bindings("host_tensors"))
+    assert result["out"] == [3, 4]
+    assert not result["copied"]
+
+
+def test_threads_are_turned_to_the_sessions_gpu(bindings: Run) -> None:
+    assert passed(bindings("threads"))["turned"] == [1, 2]
+
+
+def test_what_a_session_is_refused_is_said(bindings: Run) -> None:
+    result = passed(bindings("refusals"))
+    assert result["leaked"] == 0
+    for name, words in {
+        "IPluginRegistry.load_library": "took no plugins from own.so",
+        "Runtime.deserialize_cuda_engine": "set `version_compatible`",
+        "ICudaEngine.create_execution_context": "made no context",
+        "IExecutionContext.set_optimization_profile_async": "its optimization profile 0",
+        "IExecutionContext.set_input_shape": "does not take [2, 4] for `x`",
+        "IExecutionContext.infer_shapes": "does not know the shapes of x",
+        "IExecutionContext.set_tensor_address": "did not take the memory of `x`",
+        "IExecutionContext.set_output_allocator": "did not take the allocator of `z`",
+        "IExecutionContext.execute_async_v3": "failed to run the engine",
+        "profile": "no optimization profile of the engine holds these shapes: x [9, 4]",
+        "budget": "does not stream weights in 0 MB; no budget of 0",
+        "cudaErrorMemoryAllocation": "the GPU's memory does not suffice: cudaMalloc",
+        "cudaErrorInvalidValue": "cudaMalloc failed: this is cudaErrorInvalidValue",
+    }.items():
+        assert words in result["said"][name]
+
+
+def test_what_a_build_is_refused_is_said_with_what_helps(bindings: Run) -> None:
+    result = passed(bindings("build_refusals"))
+    assert "cache" not in result["said"], "a timing cache of another GPU is no error"
+    assert result["caches"] == 3, "one of each build that came so far, and a new one for the cache"
+    for name, words in {
+        "plugin": "took no plugins from own.so",
+        "parser": "parser refused the model",
+        "profile": "refused the optimization profile",
+        "builder": "run `optimc check`",
+        "types": "`float16: {keep_float: ['/n']}`",
+        "shapes": "put `simplify` first, which computes shapes ahead",
+        "quantized": "leave the placing to `quantize_int8`",
+        "unnamed": "the node number 7 (Add)",
+    }.items():
+        assert words in result["said"][name]
 
 
 def test_weights_that_do_not_belong_to_a_stripped_plan_are_refused(bindings: Run) -> None:
@@ -150,7 +231,7 @@ def test_a_kits_own_script_uses_what_is_there_and_moves_the_right_bytes(bindings
 def test_a_kits_own_script_ends_at_the_call_that_needs_a_gpu(bindings: Run, tmp_path: Path) -> None:
     options = PlanOptions(profiles=({"image": ((1, 3), (1, 3), (4, 3))},))
     (tmp_path / "kit.json").write_text("{}")
-    write_scripts(tmp_path, options)
+    write_scripts(tmp_path, options, "10.12")
     done = bindings(str(tmp_path / "build_engine.py"))
     assert done.returncode == 3
     assert "tensorrt.Builder refused" in done.stderr
@@ -188,6 +269,10 @@ FAULTS = [
     ("refuse", "tensorrt_build", "error.node_operator()", "error.operator()"),
     ("session", "tensorrt_session", "execute_async_v3", "execute_async_v2"),
     ("session", "tensorrt_session", "def notify_shape", "def on_shape"),
+    ("session", "tensorrt_session", "LayerInformationFormat.JSON", "LayerInformationFormat.YAML"),
+    ("session", "tensorrt_session", "TensorLocation.HOST", "TensorLocation.CPU"),
+    ("session", "tensorrt_profiler", "context.profiler =", "context.layer_profiler ="),
+    ("session", "tensorrt_profiler", "def report_layer_time", "def report_time"),
     ("session", "tensorrt_refit", "refit_cuda_engine()", "refit_engine()"),
     ("session", "tensorrt_cuda", '"cudaMemcpyAsync"', '"cudaMemcpyAsynchronous"'),
     ("script", "tensorrt_kit_script", "get_max_output_size", "get_output_size"),
@@ -204,6 +289,7 @@ def test_faults_planted_in_our_own_code_are_caught(
     assert "does not hold" not in done.stderr
 
 
+BUS = "0000:01:00.0"
 RESNET = """
 model: {{onnx: {shared}/models/resnet56.onnx}}
 dims: {{batch: {{min: 1, typical: 1, max: 64}}}}

@@ -10,7 +10,7 @@ import pytest
 
 from optimc.core.errors import CellError
 from optimc.targets.layers import summary
-from optimc.targets.tensorrt_layers import UNKNOWN, io_tensors, read_layers
+from optimc.targets.tensorrt_layers import UNKNOWN, read_layers, timed_layers
 
 
 def tensor(name: str, words: str, key: str = "Format/Datatype") -> dict[str, Any]:
@@ -63,13 +63,31 @@ ELEVEN = {
 @pytest.mark.parametrize("schema", [TEN, ELEVEN], ids=["10", "11"])
 def test_both_schemas_give_the_same_layers_and_tensors(schema: dict[str, Any]) -> None:
     text = json.dumps(schema)
-    assert io_tensors(text) == ("image", "y")
     layers = read_layers(text)
     assert [layer.dtype for layer in layers] == ["float32", "int8", "float16"]
     assert [layer.heavy for layer in layers] == [False, True, True], "a reformat is no convolution"
     assert layers[1].name == "/conv1/Conv+/relu1/Relu", "the nodes of the model, from the metadata"
     assert layers[2].name == "/head/MatMul"
     assert summary(layers)["int8_share"] == 0.5
+
+
+@pytest.mark.parametrize("schema", [TEN, ELEVEN], ids=["10", "11"])
+def test_times_are_joined_to_layers_by_the_engines_names(schema: dict[str, Any]) -> None:
+    times = {
+        "/conv1/Conv + /relu1/Relu": [3.0, 1.0, 2.0],
+        "/head/MatMul": [0.5],
+        "a + b": [0.1],
+    }
+    conv, head, other = timed_layers(json.dumps(schema), times)
+    assert (conv.name, conv.operator, conv.dtype) == (
+        "/conv1/Conv+/relu1/Relu",
+        "CaskConvolution",
+        "int8",
+    )
+    assert conv.ms == 2.0
+    assert conv.parts == ("/conv1/Conv", "/relu1/Relu")
+    assert head.parts == ("/head/MatMul",)
+    assert (other.operator, other.parts) == (UNKNOWN, ("a", "b")), "not in the inspector's list"
 
 
 def test_names_alone_have_no_type() -> None:

@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pytest
 
+from optimc.core.errors import PreconditionError
 from optimc.core.model import OnnxModel
 from optimc.passes.quantize_int8 import QuantizeInt8
 from optimc.targets.quantization_specs import onnxruntime_cpu, tensorrt
-from optimc.targets.tensorrt_lint import lint
+from optimc.targets.tensorrt_lint import RULES, lint
+from optimc.targets.tensorrt_lint_quantized import QUANTIZED_RULES
 from optimc.targets.tensorrt_support import PARSERS
 from optimc.testing import quantizable, run_pass
 from optimc.testing.calibrated import random_calibration, target_spec
@@ -170,13 +172,17 @@ def moving_scale() -> OnnxModel:
 
 
 def product(
-    weight: tuple[int, int] = (32, 32), axis: int = 1, both: bool = True, bias: bool = False
+    weight: tuple[int, int] = (32, 32),
+    axis: int = 1,
+    both: bool = True,
+    bias: bool = False,
+    rows: int = 8,
 ) -> Plant:
     """A MatMul or, with an int32 bias, a Gemm, quantized by hand."""
 
     def build() -> OnnxModel:
         b = GraphBuilder()
-        x = b.input("x", (8, weight[0]))
+        x = b.input("x", (rows, weight[0]))
         step, zero = b.constant(0.1), b.constant(np.array(0, np.int8))
         if both:
             x = b.node("DequantizeLinear", b.node("QuantizeLinear", x, step, zero), step, zero)
@@ -189,7 +195,7 @@ def product(
             b.node("Gemm", x, w, c, to="y")
         else:
             b.node("MatMul", x, w, to="y")
-        b.output("y", (8, weight[1]))
+        b.output("y", (rows, weight[1]))
         return b.model()
 
     return build
@@ -233,6 +239,76 @@ def unknown_cast() -> OnnxModel:
     return b.model()
 
 
+def unknown_rank() -> OnnxModel:
+    b = GraphBuilder()
+    b.node("Relu", b.input("x", None), to="y")
+    b.output("y", None)
+    return as_model(b.proto())
+
+
+def loop_of_unknown_length() -> OnnxModel:
+    import onnx.helper as make
+    from onnx import TensorProto
+
+    one, value = TensorProto.FLOAT, make.make_tensor_value_info
+    body = make.make_graph(
+        [
+            make.make_node("Identity", ["c"], ["go"]),
+            make.make_node("Identity", ["v"], ["same"]),
+            make.make_node("Identity", ["v"], ["scanned"]),
+        ],
+        "body",
+        [value("i", 7, []), value("c", TensorProto.BOOL, []), value("v", one, [2])],
+        [value("go", TensorProto.BOOL, []), value("same", one, [2]), value("scanned", one, [2])],
+    )
+    b = GraphBuilder()
+    times, x = b.input("times", (), "int64"), b.input("x", (2,))
+    b.nodes("Loop", times, b.constant(np.array(True)), x, to=["last", "all"], body=body)
+    b.output("last", (2,))
+    b.output("all", ("times", 2))
+    return b.model()
+
+
+def branches_of_two_ranks() -> OnnxModel:
+    import onnx.helper as make
+
+    def branch(name: str, shape: list[int]) -> object:
+        constant = make.make_tensor("", 1, shape, np.zeros(shape).ravel())
+        node = make.make_node("Constant", [], [name], value=constant)
+        return make.make_graph([node], name, [], [make.make_tensor_value_info(name, 1, shape)])
+
+    b = GraphBuilder()
+    which = b.input("which", (), "bool")
+    branches = {"then_branch": branch("yes", [2]), "else_branch": branch("no", [1, 2])}
+    b.node("If", which, to="y", **branches)
+    b.output("y", None)
+    return as_model(b.proto())
+
+
+def batch_first() -> OnnxModel:
+    b = GraphBuilder()
+    x = b.input("x", (2, 3, 4))
+    b.nodes("GRU", x, b.weight(1, 15, 4), b.weight(1, 15, 5), to=["y"], hidden_size=5, layout=1)
+    b.output("y", (2, 3, 1, 5))
+    return b.model()
+
+
+def training() -> OnnxModel:
+    b = GraphBuilder()
+    x = b.input("x", (2, 3))
+    b.node("Dropout", x, b.constant(0.5), b.constant(np.array(True)), to="y")
+    b.output("y", (2, 3))
+    return b.model()
+
+
+def volumes() -> OnnxModel:
+    b = GraphBuilder(opset=20)
+    x, grid = b.input("x", (1, 2, 4, 4, 4)), b.input("grid", (1, 3, 3, 3, 3))
+    b.node("GridSample", x, grid, to="y")
+    b.output("y", (1, 2, 3, 3, 3))
+    return b.model()
+
+
 PLANTED: Mapping[str, tuple[str, Plant]] = {
     "an operator without importer": ("operator", unique),
     "a contrib operator": ("domain", contrib),
@@ -252,6 +328,12 @@ PLANTED: Mapping[str, tuple[str, Plant]] = {
     "a large TopK": ("topk", large_topk),
     "a scatter that adds": ("scatter", adding_scatter),
     "random numbers": ("random", one("RandomNormalLike", 4, seed=1.0)),
+    "an input of unknown rank": ("rank", unknown_rank),
+    "a loop whose length is an input": ("loop", loop_of_unknown_length),
+    "branches of two ranks": ("branches", branches_of_two_ranks),
+    "a recurrent layer with the batch first": ("recurrent", batch_first),
+    "a dropout that trains": ("training", training),
+    "a grid over volumes": ("grid", volumes),
     "a zero point": ("zero_point", qdq(zero=3)),
     "uint8 zero points": ("unsigned", qdq(dtype="uint8")),
     "a negative scale": ("scale", qdq(scale=-0.1)),
@@ -264,6 +346,7 @@ PLANTED: Mapping[str, tuple[str, Plant]] = {
     "a bias in int32": ("int32_bias", product(bias=True)),
     "half a quantized product": ("half_quantized", product(both=False)),
     "a tiny product": ("tiny_matmul", product(weight=(32, 8))),
+    "a product of one row": ("tiny_matmul", product(rows=1)),
     "a Q/DQ before a residual Add": ("before_add", convolution(add=True)),
 }
 
@@ -277,6 +360,13 @@ def test_planted_faults_are_found_by_their_rule(name: str) -> None:
         assert finding.node
         assert finding.reason
         assert finding.fix
+
+
+def test_every_rule_has_a_planted_fault() -> None:
+    of_model = {"opset", "rank", "shape_input"}
+    rules = {rule.name for rule in (*RULES, *QUANTIZED_RULES)} | of_model
+    assert rules == {rule for rule, _ in PLANTED.values()}
+    assert len(PLANTED) >= 20
 
 
 @pytest.mark.parametrize("plant", [product(), convolution(), qdq(), qdq(scale_dtype="float16")])
@@ -316,6 +406,23 @@ def test_newer_releases_take_more() -> None:
 def test_ordinary_graphs_have_no_errors_but_quantized_ones_for_other_runtimes(name: str) -> None:
     errors = [f for f in lint(small_models()[name]) if f.severity == "error"]
     assert not errors or name == "quantized"
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_our_placement_leaves_products_of_one_row_in_float(rows: int) -> None:
+    b = GraphBuilder()
+    b.node("MatMul", b.input("x", (rows, 32)), b.weight(32, 32), to="y")
+    b.output("y", (rows, 32))
+    model = b.model()
+    spec, data = target_spec(tensorrt()), random_calibration(model)
+    if rows == 1:
+        with pytest.raises(PreconditionError, match="has 1 row; under 2 INT8 does not pay"):
+            run_pass(QuantizeInt8(), model, spec=spec, calibration=data)
+        return
+    placed = run_pass(QuantizeInt8(), model, spec=spec, calibration=data).model
+    assert isinstance(placed, OnnxModel)
+    assert lint(placed) == ()
+    assert any(node.op_type == "QuantizeLinear" for node in placed.ir.graph)
 
 
 def test_ids_are_no_shapes() -> None:

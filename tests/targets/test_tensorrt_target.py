@@ -4,12 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
-from optimc.core.errors import ExitCode, UnavailableError
+from optimc.core.errors import CellError, ExitCode, UnavailableError
 from optimc.core.targets import BuildContext
 from optimc.targets.tensorrt import TensorRT
 from optimc.targets.tensorrt_kit_script import sqnr_db
 from optimc.testing.graphs import GraphBuilder, nothing_to_do
+from optimc.testing.runs import as_model
 
 
 def test_says_why_it_cannot_build_and_what_to_do(tmp_path: Path) -> None:
@@ -39,6 +41,44 @@ def test_types_that_cannot_be_handed_over_are_found_before_a_build() -> None:
     found = [finding for finding in TensorRT().lint(model) if finding.rule == "exchange"]
     assert [(one.node, one.operator, one.severity) for one in found] == [("x", "input", "error")]
     assert found[0].fix
+
+
+def test_a_release_is_what_the_model_is_checked_for() -> None:
+    b = GraphBuilder(opset=23)
+    b.node("Relu", b.input("x", (1, 4)), to="y")
+    b.output("y", (1, 4))
+    model = b.model()
+    assert {f.rule for f in TensorRT().lint(model)} == {"opset"}, "10.12 reads up to 22"
+    assert TensorRT(release="11.4").lint(model) == ()
+    for wrong in ("10.11", "8.6", "eleven"):
+        with pytest.raises(ValidationError):
+            TensorRT(release=wrong)
+
+
+def test_an_older_release_than_was_asked_for_does_not_build(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(TensorRT, "unavailable", classmethod(lambda cls: None))
+    monkeypatch.setattr("optimc.targets.tensorrt._release", lambda: (10, 16))
+    with pytest.raises(CellError, match=r"TensorRT 10\.16 is installed") as caught:
+        TensorRT(release="11.4").build(nothing_to_do(), tmp_path, BuildContext(workspace=tmp_path))
+    assert caught.value.fix == "pip install 'tensorrt>=11.4'"
+
+
+def test_operators_of_plugins_are_left_to_their_libraries() -> None:
+    b = GraphBuilder()
+    x = b.node("Unique", b.input("x", (4,)))
+    b.node("Mine", x, to="y", domain="own")
+    b.output("y", ("found",))
+    model = as_model(b.proto())
+    assert {f.rule for f in TensorRT().lint(model)} >= {"domain", "operator"}
+    assert not [f for f in TensorRT(plugins=[Path("own.so")]).lint(model) if f.severity == "error"]
+
+
+def test_a_manifest_says_what_has_to_stand_before_the_plan_is_read() -> None:
+    assert "load_library('own.so')" in TensorRT(plugins=[Path("own.so")])._load("{}")
+    assert "engine_host_code_allowed = True" in TensorRT(version_compatible=True)._load("{}")
+    assert "engine_host_code_allowed" not in TensorRT()._load("{}")
 
 
 def test_a_stripped_plans_manifest_says_how_to_refit() -> None:
