@@ -181,13 +181,15 @@ class FactoryModel(ModuleModel):
         before = set(sys.modules)
         with opened_files() as read:
             module = _make(call, folder, arguments, seed)
+        notes: list[str] = []
         if weights is not None:
             from optimc.frontends._torch_weights import load_weights
 
-            load_weights(
+            notes = load_weights(
                 module, Path(weights["file"]), key=weights["key"], prefix=weights["prefix"]
             )
         described = Described([(n, d["dtype"], d["shape"]) for n, d in declared.items()])
+        described.notes = notes
         described.files = sorted(read | _user_files(before, call.partition(":")[0]))
         super().__init__(module, described)
 
