@@ -90,7 +90,7 @@ def test_the_digits_run_in_cpp(compiled_run: Runner, repository: Path, tmp_path:
     model = repository / "recipes" / "quickstart" / "digits.onnx"
     recipe = f"""
 model: {{onnx: {model}}}
-dims: {{batch: {{min: 1, typical: 3, max: 16}}}}
+dims: {{batch: {{min: 3, typical: 3, max: 15, multiple_of: 3}}}}
 variants: {{fp32: [simplify]}}
 targets: {{ort: {{runtime: onnxruntime, threads: 1, graph_optimization: extended}}}}
 """
@@ -101,6 +101,9 @@ targets: {{ort: {{runtime: onnxruntime, threads: 1, graph_optimization: extended
     assert run_optimc("bundle", "out", *options, cwd=tmp_path).code == 0
     config = (tmp_path / "t" / "models" / "net" / "config.pbtxt").read_text()
     assert "optimization { graph { level: 1 } }" in config
+    # The server would gather requests to sizes that the engine was not proved on.
+    assert "max_batch_size: 0" in config
+    assert "dynamic_batching" not in config
 
 
 @pytest.mark.slow
