@@ -80,6 +80,9 @@ def test_outputs_are_named_by_keys_fields_and_places() -> None:
     ]
     assert named_tensors(3) == []
     assert unique_output_names(["x", "y", "y"], ["x"]) == ["x_out", "y", "y_out"]
+    named = named_tensors({"": x, "loss": None, 3: [None, x]})
+    assert [name for name, _ in named] == ["", "3.1"]
+    assert unique_output_names([name for name, _ in named], []) == ["output", "3.1"]
 
 
 def net() -> torch.nn.Module:
