@@ -50,12 +50,14 @@ def read_coco(path: Path, label_map: Mapping[str, int] | None) -> list[CocoImage
         name = entry.get("file_name")
         if not isinstance(name, str):
             raise InputError("has no `file_name`", where=place, fix=_FIX)
-        images[_id(entry, "id", place)] = (name, _size(entry))
+        images[_new(_id(entry, "id", place), images, place)] = (name, _size(entry))
     for index, entry in enumerate(_list(content, "annotations", where)):
         place = f"{where}: annotations[{index}]"
         image = _id(entry, "image_id", place)
         if image not in images:
-            raise InputError(f"belongs to the image {image}, which is not listed", where=place)
+            raise InputError(
+                f"belongs to the image {image}, which is not listed", where=place, fix=_FIX
+            )
         objects.setdefault(image, []).append(_object(entry, classes, place))
     if not images:
         raise InputError("lists no images", where=where, fix=_FIX)
@@ -96,7 +98,8 @@ def _classes(
     names = {}
     for index, entry in enumerate(_list(content, "categories", where)):
         place = f"{where}: categories[{index}]"
-        names[_id(entry, "id", place)] = (str(entry.get("name", "")), place)
+        number = _new(_id(entry, "id", place), names, place)
+        names[number] = (str(entry.get("name", "")), place)
     for number, category in enumerate(sorted(names)):
         name, place = names[category]
         if label_map is None:
@@ -115,6 +118,12 @@ def _id(entry: Mapping[str, Any], key: str, where: str) -> int:
     return value
 
 
+def _new(number: int, known: Mapping[int, Any], where: str) -> int:
+    if number in known:
+        raise InputError(f"has the id {number} of an earlier entry", where=where, fix=_FIX)
+    return number
+
+
 def _size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
     height, width = entry.get("height"), entry.get("width")
     return (height, width) if isinstance(height, int) and isinstance(width, int) else None
@@ -126,7 +135,7 @@ def _object(
     """x1, y1, x2, y2, class, crowd, area."""
     category = _id(entry, "category_id", where)
     if category not in classes:
-        raise InputError(f"has the category {category}, which is not listed", where=where)
+        raise InputError(f"has the category {category}, which is not listed", where=where, fix=_FIX)
     known = classes[category]
     if isinstance(known, InputError):
         raise known

@@ -56,7 +56,7 @@ class ImageDataset(GroupedDataset):
     """
 
     tools = ("pillow",)
-    shape_fix = "correct `transform` (resize, center_crop, letterbox, nchw)"
+    shape_fix = "correct `transform` (resize, center_crop, letterbox, nchw), or `color`"
 
     def __init__(self, source: ImageSource, base: Path, seed: int) -> None:
         self._source = source
@@ -91,10 +91,21 @@ class ImageDataset(GroupedDataset):
             number_of(row.values[1], self._source.label_map, place)
             for row, place in zip(rows, places, strict=True)
         ]
-        return [
+        entries = [
             _Entry(self._existing(row.values[0], place), label, where=place)
             for row, place, label in zip(rows, places, same_kind(found), strict=True)
         ]
+        known: dict[str, _Entry] = {}
+        for entry in entries:
+            first = known.setdefault(entry.name, entry)
+            if first.label != entry.label:
+                raise InputError(
+                    f"the image `{entry.name}` has the label {entry.label}, and {first.label} in "
+                    f"{first.where}",
+                    where=entry.where,
+                    fix="keep one label for each image",
+                )
+        return entries
 
     def _of_classes(self, names: list[str]) -> list[_Entry]:
         for name in names:
@@ -105,11 +116,24 @@ class ImageDataset(GroupedDataset):
                     fix="put each image into a folder named after its class",
                 )
         classes = sorted({name.partition("/")[0] for name in names})
+        if self._source.label_map is None:
+            self._check_no_class_is_empty(classes)
         numbers = self._source.label_map or {name: index for index, name in enumerate(classes)}
         return [
             _Entry(name, number_of(name.partition("/")[0], numbers, str(self._folder / name)))
             for name in names
         ]
+
+    def _check_no_class_is_empty(self, classes: list[str]) -> None:
+        """An empty folder may be a class of the model: without it all later ones would move up."""
+        for entry in sorted(self._folder.iterdir()):
+            if entry.is_dir() and not entry.name.startswith(".") and entry.name not in classes:
+                raise InputError(
+                    "the class folder holds no image",
+                    where=str(entry),
+                    fix="remove it if it is no class; else number the classes yourself: "
+                    "label_map: {<folder>: 0, ...}",
+                )
 
     def _existing(self, name: str, where: str) -> str:
         """The name, if it is that of a file below the folder."""

@@ -29,13 +29,15 @@ SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", "
 
 _ORIENTATION = 0x0112
 _MODES = {"rgb": "RGB", "gray": "L"}
+_DEEP_MODES = ("I", "F")
 _MASK_MODES = ("1", "L", "P", "I", "I;16")
 
 
 def image_names(folder: Path) -> list[str]:
     """The images below `folder` by their suffix, relative to it, sorted. Hidden files are left out.
 
-    Raises InputError where there is none.
+    Links to folders are followed, but for those that lead back. Raises InputError where there is no
+    image.
     """
     found: list[str] = []
 
@@ -43,8 +45,12 @@ def image_names(folder: Path) -> list[str]:
         reason = error.strerror or str(error)
         raise InputError(f"cannot be read: {reason}", where=str(error.filename or folder))
 
-    for parent, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and not _leads_back(Path(parent) / name)
+        ]
         place = Path(parent).relative_to(folder)
         found += [
             (place / name).as_posix()
@@ -60,15 +66,22 @@ def image_names(folder: Path) -> list[str]:
     return sorted(found)
 
 
+def _leads_back(folder: Path) -> bool:
+    """Whether a link leads to a folder that it lies in, so that following it would not end."""
+    return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
+
+
 def read_image(path: Path, color: Color, orient: bool) -> Array:
     """uint8 [height, width, 3 or 1], turned upright as its EXIF orientation says if `orient`.
 
     Palettes and transparency are converted as Pillow's `convert` does (alpha is dropped). Raises
-    InputError for what is missing, damaged, of another format or over `MAX_PIXELS`.
+    InputError for what is missing, damaged, of another format, over `MAX_PIXELS`, or of more than
+    8 bits, which `convert` would cut off at 255.
     """
     import numpy as np
 
     with _opened(path) as image:
+        _check_depth(image, path)
         from PIL import ImageOps
 
         upright = ImageOps.exif_transpose(image) if orient else image
@@ -79,6 +92,7 @@ def read_image(path: Path, color: Color, orient: bool) -> Array:
 def image_size(path: Path, orient: bool) -> tuple[int, int]:
     """Height and width of what `read_image` gives, from the header alone."""
     with _opened(path) as image:
+        _check_depth(image, path)
         width, height = image.size
         turned = orient and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
     return (width, height) if turned else (height, width)
@@ -100,6 +114,15 @@ def read_mask(path: Path) -> Array:
             )
         array: Array = np.asarray(image)
     return array.astype(np.uint8 if array.dtype.itemsize == 1 else np.int32)
+
+
+def _check_depth(image: PIL.Image.Image, path: Path) -> None:
+    if image.mode in _DEEP_MODES or image.mode.startswith("I;16"):
+        raise InputError(
+            f"holds pixels of more than 8 bits ({image.mode}), whose range is not known here",
+            where=str(path),
+            fix="save it with 8 bits, or name arrays: npz or npy, with `divide` in `transform`",
+        )
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from optimc.core.errors import InputError, unknown_name
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 def number_of(value: Any, label_map: Mapping[str, int] | None, where: str) -> int | float:
     """The number of a label. Raises InputError where it is none, or not in the map."""
+    if value is None or (value == "" and "" not in (label_map or {})):
+        fix = "give each sample a label, or remove those that have none"
+        raise InputError("has no label", where=where, fix=fix)
     if label_map is not None:
         if isinstance(value, bool) or not isinstance(value, str | int):
             fix = "leave `label_map` out where labels are numbers"
@@ -31,6 +35,8 @@ def number_of(value: Any, label_map: Mapping[str, int] | None, where: str) -> in
             )
         elif isinstance(value, int | float):
             number = int(value) if isinstance(value, bool) else value
+        elif isinstance(value, Decimal):  # Parquet's type of exact numbers
+            number = int(value) if value == value.to_integral_value() else float(value)
         else:
             raise ValueError
         if not (math.isfinite(number) and abs(number) < 2**63):

@@ -108,6 +108,7 @@ def _separated_rows(path: Path, columns: Sequence[Column], delimiter: str) -> It
     """Rows of CSV (RFC 4180, quotes may span lines) and of TSV (no quotes, as exports write it)."""
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
     lines = (text for _, text in _lines(path))
+    csv.field_size_limit(MAX_LINE)  # documents are longer than the module's 128 kB
     reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
     numbers: list[int] | None = None
     line = 1
@@ -133,9 +134,23 @@ def _places(columns: Sequence[Column], header: Sequence[str], where: str) -> lis
     for column in columns:
         if column not in header:
             error = unknown_name("column", str(column), header, where=where)
+            other = next((mark for mark in ";\t|," if mark in header[0]), None)
             fix = f"{error.fix}; where there is no header, number the columns from 0"
+            if len(header) == 1 and other is not None:
+                name = "tabs" if other == "\t" else f"`{other}`"
+                fix = f"the line has {name} between its fields: `csv` takes `,` and `tsv` tabs"
             raise InputError(error.what, where=where, fix=fix)
+        _check_once(str(column), header, where)
     return [header.index(str(column)) for column in columns]
+
+
+def _check_once(column: str, names: Sequence[str], where: str) -> None:
+    if names.count(column) > 1:
+        raise InputError(
+            f"has {names.count(column)} columns of the name `{column}`",
+            where=where,
+            fix="rename or remove all but one of them",
+        )
 
 
 def _picked(
@@ -212,5 +227,6 @@ def _parquet_names(
         name = known[column] if isinstance(column, int) else column
         if name not in known:
             raise unknown_name("column", name, known, where=where)
+        _check_once(name, known, where)
         names.append(name)
     return names

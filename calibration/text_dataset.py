@@ -71,10 +71,19 @@ class TextDataset(GroupedDataset):
             if not (words if self._options.words else isinstance(text, str)):
                 kind = "a list of words" if self._options.words else "text"
                 raise InputError(
-                    f"holds {type(text).__name__} where {kind} should stand",
+                    f"holds {_in_words(text)} where {kind} should stand",
                     where=self._place(row),
-                    fix="name the column with the text; `words: true` is for lists of words",
+                    fix=f"give the row {kind}, or remove it"
+                    if text is None
+                    else "name a column with text; `words: true` is for lists of words",
                 )
+            for part in text if words else [text]:
+                if not part.isascii() and any("\ud800" <= char <= "\udfff" for char in part):
+                    raise InputError(
+                        "the text holds half of a surrogate pair, which is no character",
+                        where=self._place(row),
+                        fix="write the text again from its source, as whole characters",
+                    )
 
     def _read_labels(self) -> list[int | float | Array]:
         found = []
@@ -222,6 +231,19 @@ class TextDataset(GroupedDataset):
         shape = (self._tokenizer.max_length,)
         shapes = tuple((name, self._options.dtype, shape) for name in self._options.inputs)
         return Counter({shapes: len(self)})
+
+
+def _in_words(value: Any) -> str:
+    """What stands where a text should."""
+    kinds: list[tuple[type | tuple[type, ...], str]] = [
+        (type(None), "nothing (null)"),
+        (dict, "an object with fields of its own"),
+        (list, "a list"),
+        (str, "one text"),
+        (bytes, "bytes"),
+        ((int, float), "a number"),
+    ]
+    return next((said for kind, said in kinds if isinstance(value, kind)), type(value).__name__)
 
 
 def _of_tokens(labels: Array, words: Sequence[int | None]) -> Array:

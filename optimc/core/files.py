@@ -152,6 +152,18 @@ def check_folder(folder: Path, option: str) -> None:
         raise InputError(what, where=str(folder), fix=fix) from error
 
 
+LFS_FIX = "fetch the file itself: git lfs pull"
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether there is the small text that Git LFS leaves in the place of a file not yet fetched.
+
+    Source: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md ("The Pointer").
+    """
+    with open(path, "rb") as file:
+        return file.read(42) == b"version https://git-lfs.github.com/spec/v1"
+
+
 def file_sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, read in pieces, in lower-case hexadecimal."""
     with open(path, "rb") as file:

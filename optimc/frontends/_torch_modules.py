@@ -136,10 +136,14 @@ def _below(value: Any, path: str) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def unique_output_names(names: Sequence[str], inputs: Sequence[str]) -> list[str]:
-    """The names of outputs; what is an input's name or another output's gets `_out` after it."""
+    """The names of outputs; what is an input's name or another output's gets `_out` after it.
+
+    The empty name, a key of a mapping as any other, becomes `output`: to ONNX it means nothing.
+    """
     taken = set(inputs)
     unique: list[str] = []
     for name in names:
+        name = name or "output"
         while name in taken:
             name += "_out"
         taken.add(name)

@@ -83,6 +83,8 @@ class ModuleModel(TorchModel):
                 f"the module returns no tensor but {type(answer).__name__}",
                 fix="return a tensor, or a dict, tuple or dataclass of tensors, from `forward`",
             )
+        for name, tensor in found:
+            _check_output(name, tensor)
         return found
 
     def program(self, feeds: Tensors, shapes: Mapping[str, Shape]) -> Any:
@@ -181,13 +183,16 @@ class FactoryModel(ModuleModel):
         before = set(sys.modules)
         with opened_files() as read:
             module = _make(call, folder, arguments, seed)
+        notes: list[str] = []
         if weights is not None:
             from optimc.frontends._torch_weights import load_weights
 
-            load_weights(
+            notes = load_weights(
                 module, Path(weights["file"]), key=weights["key"], prefix=weights["prefix"]
             )
+        _check_values(module, call)
         described = Described([(n, d["dtype"], d["shape"]) for n, d in declared.items()])
+        described.notes = notes
         described.files = sorted(read | _user_files(before, call.partition(":")[0]))
         super().__init__(module, described)
 
@@ -234,6 +239,33 @@ def _user_files(before: set[str], main: str) -> set[str]:
         if name == main or not is_installed(path):
             found.add(str(path))
     return found
+
+
+def _check_output(name: str, tensor: torch.Tensor) -> None:
+    """Raises InputError for what no engine gives back."""
+    import torch
+
+    if tensor.is_complex():
+        what, fix = dtype_name(tensor.dtype), "return torch.view_as_real of it from `forward`"
+    elif tensor.layout != torch.strided:
+        what, fix = f"a tensor of the layout {tensor.layout}", "return its `to_dense()`"
+    else:
+        return
+    raise InputError(f"the module's output `{name}` is {what}, which engines do not have", fix=fix)
+
+
+def _check_values(module: torch.nn.Module, call: str) -> None:
+    """Raises InputError where weights are declared and were never filled."""
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    empty = [name for name, tensor in state.items() if tensor.is_meta]
+    if empty:
+        shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
+        raise InputError(
+            f"{len(empty)} tensors of the module from `{call}` have no values (device meta): "
+            f"{shown}",
+            fix="name the weights: model: {factory: ..., weights: {file: w.safetensors}}; or make "
+            "the module on the CPU",
+        )
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -18,15 +18,17 @@ _SHOWN = 5
 
 def load_weights(
     module: torch.nn.Module, file: Path, *, key: str | None, prefix: str | None
-) -> None:
+) -> list[str]:
     """Loads the checkpoint `file` into `module`, strictly; tensors stay mapped where they can.
 
-    `key` names the entry of the file that holds the tensors, `prefix` is taken off their names.
-    Raises InputError that lists the keys that are missing, unexpected or of another shape.
+    `key` names the entry of the file that holds the tensors (`a.b` the entry `b` of `a`). With
+    `prefix`, the tensors whose names begin with it are taken, and it is taken off. Returns notes:
+    what was left out. Raises InputError that lists the keys that are missing, unexpected, or of
+    another shape or kind.
     """
     tensors = _tensors(_read(file), key, file)
-    found = {_without(name, prefix): tensor for name, tensor in tensors.items()}
     own = module.state_dict(keep_vars=True)
+    found, notes = _chosen(tensors, own, prefix, file)
     found = {name: t for name, t in found.items() if name in own or not _is_counter(name)}
     tied = _add_tied(found, own)
     problems = _problems(found, own)
@@ -41,13 +43,14 @@ def load_weights(
             found[name] = tensor.to(own[name].dtype)
     # Assigned tensors need no copy; parameters that are shared have to be filled in place.
     module.load_state_dict(found, strict=False, assign=not tied)
+    return notes
 
 
 def _read(file: Path) -> Any:
     import torch
 
     try:
-        if file.suffix == ".safetensors":
+        if file.suffix == ".safetensors" or _is_safetensors(file):
             from safetensors.torch import load_file
 
             return load_file(file)
@@ -65,18 +68,19 @@ def _read(file: Path) -> Any:
         ) from error
 
 
+def _is_safetensors(file: Path) -> bool:
+    """Whether the file begins as safetensors do, whatever its name: a length, then JSON."""
+    with open(file, "rb") as opened:
+        start = opened.read(9)
+    length = int.from_bytes(start[:8], "little")
+    return start[8:] == b"{" and 8 + length <= file.stat().st_size
+
+
 def _tensors(content: Any, key: str | None, file: Path) -> Mapping[str, torch.Tensor]:
     import torch
 
-    names = list(content) if isinstance(content, Mapping) else []
     if key is not None:
-        if key not in names:
-            raise InputError(
-                f"the file has no entry `{key}`",
-                where=str(file),
-                fix=f"weights.key is one of: {_listed(names)}" if names else "leave `key` out",
-            )
-        content = content[key]
+        content = _entry(content, key, file)
     if not isinstance(content, Mapping):
         raise InputError(
             f"there is a {type(content).__name__} where tensors by name should be", where=str(file)
@@ -87,10 +91,27 @@ def _tensors(content: Any, key: str | None, file: Path) -> Mapping[str, torch.Te
         raise InputError(
             f"the file holds more than tensors: {_listed(others)}" if others else "it is empty",
             where=str(file),
-            fix=f"name the entry with the tensors: weights: {{key: {_likely(inner)}}}"
+            fix="name the entry with the tensors: "
+            f"weights: {{key: {key + '.' if key else ''}{_likely(inner)}}}"
             if inner
             else "save the state_dict alone",
         )
+    return content
+
+
+def _entry(content: Any, key: str, file: Path) -> Any:
+    """The entry of that name, else the one that its parts between dots lead to."""
+    if isinstance(content, Mapping) and key in content:
+        return content[key]
+    for part in key.split("."):
+        names = list(content) if isinstance(content, Mapping) else []
+        if part not in names:
+            raise InputError(
+                f"the file has no entry `{key}`",
+                where=str(file),
+                fix=f"`{part}` is not among: {_listed(names)}" if names else "leave `key` out",
+            )
+        content = content[part]
     return content
 
 
@@ -98,8 +119,31 @@ def _likely(names: list[str]) -> str:
     return next((name for name in names if "state_dict" in name or "model" in name), names[0])
 
 
-def _without(name: str, prefix: str | None) -> str:
-    return name.removeprefix(prefix) if prefix else name
+def _chosen(
+    tensors: Mapping[str, torch.Tensor],
+    own: Mapping[str, torch.Tensor],
+    prefix: str | None,
+    file: Path,
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The tensors by the names of the module, and what is to be said of the others.
+
+    Never a mixture of those with the prefix and those without: a checkpoint may hold both, such as
+    weights and their moving average.
+    """
+    if prefix is None:
+        return dict(tensors), []
+    found = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    others = [name for name in tensors if not name.startswith(prefix)]
+    if not found:
+        raise InputError(
+            f"no name in the file begins with `{prefix}`: {_listed(others)}",
+            where=str(file),
+            fix="leave `prefix` out" if set(others) & set(own) else _remedy(tensors, own, None),
+        )
+    if not others:
+        return found, []
+    what = f"{len(others)} tensors without the prefix `{prefix}` were left out: {_listed(others)}"
+    return found, [f"of {file.name}, {what}"]
 
 
 def _is_counter(name: str) -> bool:
@@ -128,8 +172,28 @@ def _problems(found: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]
         for name in own
         if name in found and found[name].shape != own[name].shape
     ]
-    groups = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    other = [
+        f"{name} is {_short(found[name])}, the module has {_short(own[name])}"
+        for name in own
+        if name in found and _kind(found[name]) != _kind(own[name])
+    ]
+    groups = {"missing": missing, "unexpected": unexpected}
+    groups |= {"of another shape": misshapen, "of another kind": other}
     return [f"{len(n)} {what} ({_listed(n)})" for what, n in groups.items() if n]
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    """What a conversion keeps the values of: the integers of quantized weights are none as floats,
+    and those of 8 bits mean nothing without their scales."""
+    if tensor.is_complex():
+        return "complex"
+    if not tensor.is_floating_point():
+        return "integer"
+    return "float" if tensor.element_size() > 1 else "float of 8 bits"
+
+
+def _short(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _listed(names: Iterable[Any]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from optimc.core.errors import InputError
+from optimc.core.files import LFS_FIX, is_lfs_pointer
 
 Task: TypeAlias = Literal[
     "text-classification",
@@ -61,6 +62,14 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def model_files(folder: Path) -> list[Path]:
     """config.json and the files with weights that transformers reads; raises InputError."""
+    files = _model_files(folder)
+    for path in files:
+        if is_lfs_pointer(path):
+            raise InputError("is a pointer of Git LFS, not the file", where=str(path), fix=LFS_FIX)
+    return files
+
+
+def _model_files(folder: Path) -> list[Path]:
     files = [folder / CONFIG]
     preprocessor = folder / "preprocessor_config.json"
     files += [preprocessor] if preprocessor.is_file() else []

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from optimc.core.errors import InputError, WorkerError, missing_extra
+from optimc.core.errors import InputError, WorkerCrashedError, WorkerError, missing_extra
 from optimc.core.model import TensorSpec
 from optimc.core.worker import Limits, Worker
 
@@ -108,8 +108,11 @@ class TorchFrontEnd:
         try:
             return action()
         except WorkerError as error:
+            fix = error.fix
+            if isinstance(error, WorkerCrashedError):
+                fix = "open the model in a Python of your own: it ended the process it was read in"
             raise InputError(
-                f"the model could not be read: {error.what}", where=self._where, fix=error.fix
+                f"the model could not be read: {error.what}", where=self._where, fix=fix
             ) from error
         except InputError as error:
             raise InputError(error.what, where=error.where or self._where, fix=error.fix) from error

@@ -8,7 +8,7 @@ from optimc.measure.metric import Direction
 from optimc.measure.summed import SummedMetric
 
 if TYPE_CHECKING:
-    from optimc.measure.metric import Array, Outputs, Records
+    from optimc.measure.metric import Array, Indices, Outputs, Records
     from optimc.measure.summed import Sums
 
 
@@ -60,6 +60,21 @@ class Miou(SummedMetric):
         met = union > 0
         return float((sums["hits"][met] / union[met]).mean()) if met.any() else 0.0
 
+    def value(self, records: Records, indices: Indices | None = None) -> float:
+        """See `SampleMetric`. Raises InputError where all labels are of one class.
+
+        Masks of 0 and 255 are the usual reason: with the default `ignore_index` only the background
+        of these counts, and the value would say nothing.
+        """
+        if indices is None and (records["gold"].sum(axis=0) > 0).sum() == 1:
+            (only,) = records["gold"].sum(axis=0).nonzero()[0]
+            raise self.fail(
+                f"every pixel that counts has the label {only}; {self.ignore_index} does not count",
+                "store class numbers (0, 1, ...) in the masks, and in "
+                f"{self.where}.ignore_index what is no class",
+            )
+        return super().value(records, indices)
+
     def _counts(self, output: Array, label: Array) -> dict[str, Array]:
         """Pixels of one image by class: right, predicted, true."""
         import numpy as np
@@ -75,6 +90,7 @@ class Miou(SummedMetric):
             output = self._resized(output, (label.shape[0], label.shape[1]))
         if output.ndim == 3:
             broken = np.isnan(output).any(axis=0) if output.dtype.kind == "f" else False
+            self._check_known(label, output.shape[0])
             output = np.where(broken, -1, output.argmax(axis=0))
         keep = label != self.ignore_index
         gold, said = label[keep].astype(np.int64), output[keep].astype(np.int64)
@@ -89,6 +105,15 @@ class Miou(SummedMetric):
             "said": np.bincount(said[said >= 0], minlength=classes),
             "gold": np.bincount(gold, minlength=classes),
         }
+
+    def _check_known(self, label: Array, classes: int) -> None:
+        greatest = label[label != self.ignore_index].max(initial=0)
+        if greatest >= classes:
+            raise self.fail(
+                f"a label is {greatest}, and the model knows the classes 0 to {classes - 1}",
+                "number the classes from 0, in the order of the model's scores, or say which "
+                f"label is no class: {self.where}.ignore_index",
+            )
 
     def _resized(self, output: Array, size: tuple[int, int]) -> Array:
         if self.resize is None:

@@ -35,6 +35,7 @@ class _Tokens(SummedMetric):
         import numpy as np
 
         output = self.select(outputs, "output")
+        classes = output.shape[2] if output.ndim == 3 else None
         if output.ndim == 3 and output.dtype.kind in "fiu":
             broken = np.isnan(output).any(axis=2) if output.dtype.kind == "f" else False
             output = np.where(broken, -1, output.argmax(axis=2))
@@ -45,7 +46,15 @@ class _Tokens(SummedMetric):
                 f"name the output that holds them: {self.where}.output",
             )
         samples, width = output.shape
-        return self.count(output, label_rows(self, labels, (samples, width), self.ignore_index))
+        rows = label_rows(self, labels, (samples, width), self.ignore_index)
+        greatest = rows.max(initial=0)
+        if classes is not None and greatest >= classes and greatest != self.ignore_index:
+            raise self.fail(
+                f"a label is {greatest}, and the model knows the classes 0 to {classes - 1}",
+                "number the classes from 0, in the order of the model's scores, or say which "
+                f"label is no class: {self.where}.ignore_index",
+            )
+        return self.count(output, rows)
 
     @abstractmethod
     def count(self, output: Array, labels: Array) -> Records:

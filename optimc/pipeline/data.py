@@ -31,7 +31,7 @@ class BuildData:
     random: bool
     """Whether calibration runs on seeded inputs because the recipe names no data for it."""
     feed: int
-    """Samples in one feed where the model fixes it, else 1."""
+    """Samples in one feed where the model fixes it, else the least that its dim allows."""
     table: StoredCalibration | None = None
     """What ranges are taken from where the recipe names a table in place of calibration data."""
 
@@ -85,7 +85,7 @@ def open_data(recipe: Recipe, signature: Signature) -> BuildData:
     bounds = {name: (dim.min, dim.max, dim.multiple_of) for name, dim in dims.items()}
     for dataset in splits.values():
         check_against(dataset, signature, bounds)
-    random, feed = "calibration" not in splits, fixed_batch(signature) or 1
+    random, feed = "calibration" not in splits, fixed_batch(signature) or _least(signature, dims)
     if random:
         ranges = {
             name: bound
@@ -96,6 +96,12 @@ def open_data(recipe: Recipe, signature: Signature) -> BuildData:
         samples = RANDOM_SAMPLES + -RANDOM_SAMPLES % feed
         splits["calibration"] = RandomDataset(signature, sizes, ranges, recipe.seed, samples)
     return BuildData(splits, dims, random, feed, _table(recipe))
+
+
+def _least(signature: Signature, dims: Mapping[str, DimRange]) -> int:
+    """The least size of the dim that counts the samples; it is a multiple of `multiple_of`."""
+    symbol = next(spec.shape[0] for spec in signature.inputs if spec.shape)
+    return dims[str(symbol)].min
 
 
 def _table(recipe: Recipe) -> StoredCalibration | None:

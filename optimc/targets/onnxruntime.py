@@ -57,12 +57,13 @@ Release: TypeAlias = Literal[
     "1.22",
 ]
 
-_LEVELS = {
+LEVELS = {
     "all": "ORT_ENABLE_ALL",
     "extended": "ORT_ENABLE_EXTENDED",
     "basic": "ORT_ENABLE_BASIC",
     "disabled": "ORT_DISABLE_ALL",
 }
+"""A manifest's `graph_optimization` in the runtime's own words, in Python as in C++."""
 _LOAD = """\
 import onnxruntime
 # feeds = {feeds}
@@ -196,7 +197,7 @@ class OnnxRuntime(Target):
             load=_LOAD.format(
                 feeds=feeds_as_text(model.signature.inputs),
                 threads=self.threads,
-                level=_LEVELS[str(session["graph_optimization"])],
+                level=LEVELS[str(session["graph_optimization"])],
                 main=main,
                 libraries="".join(
                     f"\noptions.register_custom_ops_library({f'./{name}'!r})" for name in libraries
@@ -231,7 +232,7 @@ def session_options(settings: dict[str, Any], folder: Path) -> Any:
     # One operator at a time: operators side by side would only share the same cores.
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.inter_op_num_threads = 1
-    level = _LEVELS[str(settings["graph_optimization"])]
+    level = LEVELS[str(settings["graph_optimization"])]
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     # Fatal only: whatever goes wrong comes as an exception, whose message we pass on.
     options.log_severity_level = 4

@@ -82,6 +82,41 @@ def test_class_folders_in_the_order_of_their_names(folder: Path) -> None:
         opened(folder, labels="classes", label_map={"cat": 9})
 
 
+def test_links_to_folders_are_followed_but_not_in_a_circle(folder: Path) -> None:
+    (folder / "val" / "cat").rename(folder / "elsewhere")
+    (folder / "val" / "cat").symlink_to(folder / "elsewhere")
+    (folder / "elsewhere" / "back").symlink_to(folder / "val")
+    (folder / "elsewhere" / "itself").symlink_to(folder / "elsewhere")
+    labels = {name: label for name, (_, label) in by_name(opened(folder, labels="classes")).items()}
+    assert {name: labels[name] for name in ("cat/000.png", "dog/001.png")} == {
+        "cat/000.png": 0,
+        "dog/001.png": 1,
+    }
+    assert not any("itself" in name for name in labels)
+
+
+def test_an_empty_class_folder_does_not_move_the_others_up(folder: Path) -> None:
+    (folder / "val" / "bird").mkdir()
+    (folder / "val" / ".cache").mkdir()
+    with pytest.raises(InputError, match="bird: the class folder holds no image"):
+        opened(folder, labels="classes")
+    numbers = {"bird": 0, "cat": 1, "dog": 2}
+    mapped = opened(folder, labels="classes", label_map=numbers)
+    assert {label for _, label in by_name(mapped).values()} == {1, 2}
+    assert len(opened(folder)) == len(SIZES)
+
+
+@pytest.mark.parametrize("kind", ["uint16", "int32", "float32"])
+def test_pixels_of_more_than_8_bits_are_not_cut_off(folder: Path, kind: str) -> None:
+    path = folder / "val" / "cat" / "deep.tiff"
+    Image.fromarray(np.full((20, 30), 1000, kind)).save(path)
+    dataset = opened(folder)
+    with pytest.raises(InputError, match=r"deep.tiff: holds pixels of more than 8 bits"):
+        dataset.shape_counts()
+    with pytest.raises(InputError, match=r"deep.tiff: holds pixels of more than 8 bits"):
+        list(dataset.batches(2))
+
+
 def test_labels_of_a_csv_are_the_samples_in_their_order(folder: Path) -> None:
     write_lines(folder / "labels.csv", "file,kind", "dog/001.png,b", "cat/000.png,a")
     labels = {"csv": "labels.csv", "image": "file", "label": "kind"}
@@ -126,6 +161,14 @@ def test_coco_boxes_keep_the_original_size(folder: Path) -> None:
     [
         ({"images": None}, "has no list `images`"),
         ({"images": [], "annotations": []}, "lists no images"),
+        (
+            {"images": [{"id": 7, "file_name": f"cat/00{n}.png"} for n in (0, 2)]},
+            "images[1]: has the id 7 of an earlier entry",
+        ),
+        (
+            {"categories": [{"id": 18, "name": name} for name in ("cat", "dog")]},
+            "categories[1]: has the id 18 of an earlier entry",
+        ),
         ({"images": [{"id": 7}], "annotations": []}, "images[0]: has no `file_name`"),
         ({"images": [{"id": "7", "file_name": "a"}]}, "has no whole number `id`"),
         ({"annotations": [{"image_id": 9}]}, "belongs to the image 9, which is not listed"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from optimc.calibration import rows
 from optimc.calibration.labels import number_of
 from optimc.calibration.rows import Row, read_rows
 from optimc.core.errors import InputError
+from optimc.testing.data_files import write_lines
 
 
 def failure(path: Path, kind: Any, columns: list[str | int]) -> InputError:
@@ -75,6 +77,34 @@ def test_parquet_names_its_columns(tmp_path: Path) -> None:
     assert "is not a Parquet file" in failure(path, "parquet", ["text"]).what
 
 
+def test_a_column_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "d.csv", "text,label,text", "a,1,b")
+    with pytest.raises(InputError, match=r"d.csv:1: has 2 columns of the name `text`"):
+        read_rows(path, "csv", ["text"])
+    assert read_rows(path, "csv", ["label"])[0].values == ("1",)
+    arrow = pytest.importorskip("pyarrow", reason="the extra `text` is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = arrow.table([["a"], ["b"], ["c"]], names=["text", "text", "label"])
+    parquet.write_table(table, tmp_path / "d.parquet")
+    with pytest.raises(InputError, match=r"d.parquet: has 2 columns of the name `text`"):
+        read_rows(tmp_path / "d.parquet", "parquet", ["text"])
+    assert read_rows(tmp_path / "d.parquet", "parquet", ["label"])[0].values == ("c",)
+
+
+def test_a_field_may_be_a_long_document(tmp_path: Path) -> None:
+    text = "word " * 40_000
+    path = write_lines(tmp_path / "d.csv", "text", f'"{text}"')
+    assert read_rows(path, "csv", ["text"])[0].values == (text,)
+
+
+@pytest.mark.parametrize(("mark", "name"), [(";", "`;`"), ("\t", "tabs"), ("|", "`|`")])
+def test_another_separator_is_named(tmp_path: Path, mark: str, name: str) -> None:
+    path = write_lines(tmp_path / "d.csv", f"text{mark}label", f"a{mark}1")
+    with pytest.raises(InputError, match=r"unknown column `text`") as caught:
+        read_rows(path, "csv", ["text"])
+    assert f"the line has {name} between its fields" in str(caught.value.fix)
+
+
 def test_what_is_held_in_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.csv"
     path.write_text("x" * 90 + ",1\n")
@@ -94,11 +124,15 @@ def test_labels_are_numbers_or_names_of_the_map() -> None:
     assert [number_of(text, None, "f:1") for text in ("3", "-1", "0.5", "1e3")] == [3, -1, 0.5, 1e3]
     assert isinstance(number_of("3", None, "f:1"), int)
     assert number_of(7, {"7": 2}, "f:1") == 2
+    assert number_of("", {"": 4}, "f:1") == 4
+    exact = number_of(Decimal("3"), None, "f:1")
+    assert (exact, type(exact), number_of(Decimal("0.5"), None, "f:1")) == (3, int, 0.5)
     wrong: list[tuple[Any, dict[str, int] | None, str]] = [
         ("good", None, "the label `good` is no number"),
         ("nan", None, "is no number"),
         ("9" * 30, None, "is no number"),
-        (json.loads("null"), None, "the label `None` is no number"),
+        (json.loads("null"), None, "has no label"),
+        ("", {"good": 1}, "has no label"),
         ("godo", {"good": 1}, "unknown label `godo`"),
         (1.5, {"good": 1}, "is no name"),
     ]

@@ -69,6 +69,18 @@ def _cut(name: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:60])
 
 
+def _deep(name: str) -> Callable[[Path], object]:
+    """A measurement: grey with 16 bits, which eight bits would cut off at 255."""
+
+    def write(folder: Path) -> None:
+        import numpy as np
+        from PIL import Image
+
+        Image.fromarray(np.full((8, 8), 1000, np.uint16)).save(folder / name)
+
+    return write
+
+
 CASES: dict[str, tuple[str, Callable[[Path], object], tuple[str, ...]]] = {
     "no file": (
         TEXT.replace("data.csv", "dat.csv"),
@@ -111,6 +123,26 @@ CASES: dict[str, tuple[str, Callable[[Path], object], tuple[str, ...]]] = {
         _bytes("data.jsonl", b'{"review": "a cat", "mood": "good"}\n{"review": \n'),
         ("data.jsonl:2:12: is not JSON", "fix: write one JSON object"),
     ),
+    "half of a character": (
+        TEXT.replace("csv: data.csv", "jsonl: data.jsonl"),
+        _bytes("data.jsonl", b'{"review": "a \\ud83d", "mood": "good"}\n'),
+        ("data.jsonl:1: the text holds half of a surrogate pair", "as whole characters"),
+    ),
+    "no text": (
+        TEXT.replace("csv: data.csv", "jsonl: data.jsonl"),
+        _bytes("data.jsonl", b'{"review": null, "mood": "good"}\n'),
+        ("data.jsonl:1: holds nothing (null) where text should stand", "or remove it"),
+    ),
+    "fields below the text": (
+        TEXT.replace("csv: data.csv", "jsonl: data.jsonl"),
+        _bytes("data.jsonl", b'{"review": {"en": "a cat"}, "mood": "good"}\n'),
+        ("holds an object with fields of its own where text should stand", "name a column"),
+    ),
+    "no label": (
+        TEXT,
+        _bytes("data.csv", b"review,mood\na cat,good\na dog,\n"),
+        ("data.csv:3: has no label", "give each sample a label"),
+    ),
     "too long": (
         TEXT.replace("max: 16", "max: 4"),
         lambda folder: None,
@@ -140,6 +172,26 @@ CASES: dict[str, tuple[str, Callable[[Path], object], tuple[str, ...]]] = {
         IMAGES,
         _bytes("val/a/000.png", b"hello"),
         ("000.png: cannot be read as an image: cannot identify", "fix: remove it"),
+    ),
+    "image of 16 bits": (
+        IMAGES,
+        _deep("val/a/000.png"),
+        ("000.png: holds pixels of more than 8 bits (I;16)", "save it with 8 bits"),
+    ),
+    "class without images": (
+        IMAGES,
+        lambda folder: (folder / "val" / "aa").mkdir(),
+        ("val/aa: the class folder holds no image", "label_map"),
+    ),
+    "two labels of an image": (
+        IMAGES.replace("classes", "{csv: l.csv, image: file, label: c}"),
+        _bytes("l.csv", b"file,c\na/000.png,0\na/000.png,1\n"),
+        ("l.csv:3: the image `a/000.png` has the label 1, and 0 in ", "keep one label"),
+    ),
+    "grey": (
+        IMAGES.replace("labels", "color: gray, labels"),
+        lambda folder: None,
+        ("gets samples of shape [1, 8, 8]", "or `color`"),
     ),
     "size": (
         IMAGES.replace("max: 16}, width", "max: 8}, width"),

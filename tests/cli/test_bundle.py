@@ -84,7 +84,43 @@ INFERENCE_SERVICE: dict[str, Any] = {
         },
     },
 }
-"""The part of KServe's v1beta1 API that is used, with nothing else allowed in it."""
+"""The part of KServe's v1beta1 API that is used, with nothing else allowed in it.
+
+KServe publishes its schema as a resource of Kubernetes and in its Python package, which wants an
+old protobuf and so cannot stand beside ours. What is written was held against the classes that
+kserve 0.15.2 generates from it: each name here is one of theirs.
+"""
+
+MODEL_SERVER: dict[str, Any] = {
+    "additionalProperties": False,
+    "required": ["model_config_list"],
+    "properties": {
+        "model_config_list": {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "additionalProperties": False,
+                "required": ["config"],
+                "properties": {
+                    "config": {
+                        "additionalProperties": False,
+                        "required": ["name", "base_path"],
+                        "properties": {
+                            "name": {"type": "string"},
+                            "base_path": {"type": "string"},
+                            "target_device": {"type": "string"},
+                            "plugin_config": {
+                                "type": "object",
+                                "additionalProperties": {"type": ["string", "number"]},
+                            },
+                        },
+                    }
+                },
+            },
+        }
+    },
+}
+"""The part of OpenVINO Model Server's configuration that is used (its src/schema.cpp)."""
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +183,7 @@ def test_plain_proves_itself_without_optimc(bundle, cell: str) -> None:
     assert (about["cell"], about["format"], about["version"]) == (cell, "plain", 1)
     assert (folder / "load.cpp").exists() == (cell == "int8/ort")
     if cell == "int8/ort":
-        assert "optimc\n// has not compiled this file" in (folder / "load.cpp").read_text()
+        assert "this very file was not compiled" in (folder / "load.cpp").read_text()
 
 
 def test_the_script_tells_a_wrong_model(bundle, built: Path) -> None:
@@ -200,6 +236,7 @@ def test_model_server_takes_what_openvino_built(bundle) -> None:
     done, folder = bundle("--format", "ovms", "--cell", "int8/ov", "--name", "digits")
     assert done.code == 0, done.err
     config = json.loads((folder / "models" / "config.json").read_text())
+    jsonschema.validate(config, MODEL_SERVER)
     [entry] = config["model_config_list"]
     assert entry["config"]["base_path"] == "/models/digits"
     assert entry["config"]["plugin_config"]["INFERENCE_PRECISION_HINT"] == "f32"

@@ -65,6 +65,15 @@ def test_damaged_files_and_missing_weights(tmp_path: Path) -> None:
         model_files(tmp_path)
 
 
+def test_weights_that_git_has_not_fetched_are_named(tmp_path: Path) -> None:
+    folder(tmp_path, {}, "model.safetensors")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:1f\nsize 90868376\n"
+    (tmp_path / "model.safetensors").write_text(pointer)
+    with pytest.raises(InputError, match=r"model.safetensors: is a pointer of Git LFS") as caught:
+        model_files(tmp_path)
+    assert caught.value.fix == "fetch the file itself: git lfs pull"
+
+
 def test_the_class_tells_the_task() -> None:
     assert likely_task({"architectures": ["BertForQuestionAnswering"]}) == "question-answering"
     assert likely_task({"architectures": ["BertModel"]}) == "embedding"

@@ -80,6 +80,9 @@ def test_outputs_are_named_by_keys_fields_and_places() -> None:
     ]
     assert named_tensors(3) == []
     assert unique_output_names(["x", "y", "y"], ["x"]) == ["x_out", "y", "y_out"]
+    named = named_tensors({"": x, "loss": None, 3: [None, x]})
+    assert [name for name, _ in named] == ["", "3.1"]
+    assert unique_output_names([name for name, _ in named], []) == ["output", "3.1"]
 
 
 def net() -> torch.nn.Module:
@@ -110,6 +113,60 @@ def test_checkpoints_are_loaded_by_key_and_prefix(saved: Any) -> None:
         assert torch.equal(made.state_dict()["0.weight"], state["0.weight"])
     halves = {name: tensor.half() for name, tensor in state.items() if "batches" not in name}
     assert saved(halves).state_dict()["0.weight"].dtype == torch.float32
+
+
+def test_with_a_prefix_others_are_left_out_and_never_mixed_in(tmp_path: Path) -> None:
+    """A checkpoint with weights and their moving average: the one that is named counts."""
+    state = net().state_dict()
+    average = {f"ema.{name}": tensor * 0 for name, tensor in state.items()}
+    file = tmp_path / "w.pth"
+    for content in ({**state, **average}, {**average, **state}):
+        torch.save(content, file)
+        module = net()
+        notes = load_weights(module, file, key=None, prefix="ema.")
+        assert not module.state_dict()["0.weight"].any()
+        assert "of w.pth, 7 tensors without the prefix `ema.` were left out: 0.weight," in notes[0]
+        with pytest.raises(InputError, match=r"unexpected \(ema.0.weight"):
+            load_weights(net(), file, key=None, prefix=None)
+    torch.save({f"module.{name}": tensor for name, tensor in state.items()}, file)
+    with pytest.raises(InputError, match=r"no name in the file begins with `model\.") as caught:
+        load_weights(net(), file, key=None, prefix="model.")
+    assert caught.value.fix == "write `weights: {prefix: module.}`"
+    torch.save(state, file)
+    with pytest.raises(InputError, match="no name in the file begins with") as caught:
+        load_weights(net(), file, key=None, prefix="module.")
+    assert caught.value.fix == "leave `prefix` out"
+
+
+def test_an_entry_of_an_entry_is_named_with_a_dot(saved: Any) -> None:
+    state = net().state_dict()
+    content = {"run": {"state_dict": state, "epoch": 3}}
+    assert torch.equal(saved(content, "run.state_dict").state_dict()["0.weight"], state["0.weight"])
+    with pytest.raises(InputError, match="holds more than tensors") as caught:
+        saved(content, "run")
+    assert caught.value.fix == "name the entry with the tensors: weights: {key: run.state_dict}"
+    with pytest.raises(InputError, match=r"no entry `run\.states`") as caught:
+        saved(content, "run.states")
+    assert caught.value.fix == "`states` is not among: state_dict, epoch"
+
+
+@pytest.mark.parametrize("kind", ["int8", "complex64", "float8_e4m3fn"])
+def test_weights_of_another_kind_are_not_converted(saved: Any, kind: str) -> None:
+    state = dict(net().state_dict())
+    state["0.weight"] = state["0.weight"].to(getattr(torch, kind))
+    match = rf"1 of another kind \(0.weight is {kind}, the module has float32\)"
+    with pytest.raises(InputError, match=match):
+        saved(state)
+
+
+def test_safetensors_are_known_by_what_they_hold(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    state = net().state_dict()
+    save_file(state, tmp_path / "w.bin")
+    module = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
+    load_weights(module, tmp_path / "w.bin", key=None, prefix=None)
+    assert torch.equal(module.state_dict()["0.weight"], state["0.weight"])
 
 
 def test_shared_parameters_stay_shared(tmp_path: Path) -> None:

@@ -117,6 +117,18 @@ def test_miou_is_over_the_pixels_of_all_images():
     ) == pytest.approx(expected)
 
 
+def test_masks_of_0_and_255_are_no_masks_of_two_classes():
+    rng = np.random.default_rng(3)
+    metric = metric_for("miou")
+    masks = np.where(rng.integers(0, 2, (4, 6, 5)), 255, 0)
+    records = gathered(metric, {"logits": rng.normal(size=(4, 2, 6, 5))}, masks)
+    with pytest.raises(InputError, match="every pixel that counts has the label 0; 255 does not"):
+        metric.value(records)
+    told = metric_for("miou", {"ignore_index": 7})
+    with pytest.raises(InputError, match="a label is 255, and the model knows the classes 0 to 1"):
+        gathered(told, {"logits": rng.normal(size=(4, 2, 6, 5))}, masks)
+
+
 def test_miou_brings_scores_to_the_size_of_labels_where_told():
     torch = pytest.importorskip("torch")
     scores = RANDOM.normal(size=(3, 4, 5, 7)).astype(np.float32)
@@ -370,6 +382,7 @@ def test_rows_without_a_partner_are_refused():
         ("token_f1", np.zeros((2, 3, 4)), np.zeros((2, 5), int), "up to 5 tokens"),
         ("token_f1", np.zeros((2, 3, 4)), np.zeros((2, 3)), "dtype float64"),
         ("token_f1", np.zeros((2, 3, 4)), np.full((2, 3), -1), "a label is -1"),
+        ("token_f1", np.zeros((2, 3, 4)), np.full((2, 3), 4), "knows the classes 0 to 3"),
         ("perplexity", np.zeros((2, 3)), np.zeros((2, 3), int), "not logits"),
         ("perplexity", np.zeros((2, 3, 4)), np.full((2, 3), 4), "the label 4 is no token"),
         ("perplexity", np.full((2, 3, 4), np.nan), np.zeros((2, 3), int), "is not finite"),
@@ -377,6 +390,7 @@ def test_rows_without_a_partner_are_refused():
         ("miou", np.zeros((2, 4, 3, 3)), np.zeros((2, 3, 3)), "dtype float64"),
         ("miou", np.zeros((2, 4, 3, 3)), np.zeros((3, 3, 3), int), "2 outputs have 3 labels"),
         ("miou", np.zeros((2, 4, 3, 3)), np.full((2, 3, 3), -1), "a label is -1"),
+        ("miou", np.zeros((2, 4, 3, 3)), np.full((2, 3, 3), 4), "knows the classes 0 to 3"),
         ("top1", np.zeros((2, 4)), [{"boxes": 1}, {"boxes": 2}], "are mappings, or differ"),
         ("top1", np.zeros((2, 4)), [np.zeros(1), np.zeros(2)], "are mappings, or differ"),
     ],

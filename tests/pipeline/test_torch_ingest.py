@@ -61,6 +61,11 @@ def loaded():
     scale = scale + torch.load(folder / "shift.pt")["shift"]
     return Function(lambda x: x * float(scale))
 def nothing(): return Function(lambda x: 3)
+def imaginary(): return Function(lambda x: {"y": x, "z": torch.fft.fft(x)})
+def thin(): return Function(lambda x: x.to_sparse())
+def unfilled():
+    with torch.device("meta"): return torch.nn.Linear(4, 3)
+def leaves(): raise SystemExit(3)
 def number(): return 3
 def broken(): raise KeyError("no")
 """
@@ -142,6 +147,10 @@ def test_nested_values_are_flattened_and_found_again(
         ("values", X, "cannot trace the model: .*"),
         ("fails", X, r"the module raised RuntimeError on inputs of the sizes x \[2, 4\]"),
         ("nothing", X, "the module returns no tensor"),
+        ("imaginary", X, "output `z` is complex64, which engines do not have"),
+        ("thin", X, r"output `output` is a tensor of the layout torch\.sparse_coo"),
+        ("unfilled", X, r"2 tensors of the module .* have no values \(device meta\): weight, bias"),
+        ("leaves", X, "left with exit code 3"),
         ("number", X, "`nets:number` returned int"),
         ("broken", X, "`nets:broken` raised KeyError: 'no'"),
         ("absent", X, "cannot import `nets:absent`: AttributeError"),

@@ -32,13 +32,16 @@ class Delivery:
     def batch_dim(self) -> str | None:
         """The dynamic dim that is the first axis of every input and output, and no other axis.
 
-        Servers that gather requests put them together along it.
+        Servers that gather requests put them together along it, to any size: None where the engine
+        was not proved on every size from 1.
         """
         signature = self.engine.signature
         specs: list[TensorSpec] = [*signature.inputs, *signature.outputs]
         shapes = [spec.shape for spec in specs]
         first = shapes[0][0] if shapes and shapes[0] else None
         if not isinstance(first, str) or first not in self.dims:
+            return None
+        if self.dims[first].min > 1 or self.dims[first].multiple_of > 1:
             return None
         alone = all(shape and shape[0] == first and first not in shape[1:] for shape in shapes)
         return first if alone else None

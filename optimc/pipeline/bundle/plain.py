@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import textwrap
 from pathlib import Path
@@ -77,12 +78,13 @@ if __name__ == "__main__":
 
 _CPP = """// Loads model/{main} with ONNX Runtime's C++ API and runs it once on zeros.
 // g++ -std=c++17 load.cpp -I$ORT/include -L$ORT/lib -lonnxruntime -o load
+// LD_LIBRARY_PATH=$ORT/lib ./load        (in this folder)
 //
-// A starting point, and not checked: ONNX Runtime's Python package has no C++ headers, so optimc
-// has not compiled this file. Run check.py beside it first: it loads the model and compares its
-// outputs.
+// A starting point. optimc's tests compile and run such files, but this very file was not compiled:
+// ONNX Runtime's Python package has no C++ headers. check.py beside it compares the outputs.
 #include <onnxruntime_cxx_api.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <iostream>
 #include <vector>
@@ -91,7 +93,7 @@ int main() {{
   Ort::Env env(ORT_LOGGING_LEVEL_WARNING, "{name}");
   Ort::SessionOptions options;
   options.SetIntraOpNumThreads({threads});
-  options.SetGraphOptimizationLevel(GraphOptimizationLevel::ORT_ENABLE_ALL);
+  options.SetGraphOptimizationLevel(GraphOptimizationLevel::{level});
 {libraries}  Ort::Session session(env, "model/{main}", options);
   auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
 
@@ -102,8 +104,10 @@ int main() {{
 {pushes}
   auto outputs = session.Run(Ort::RunOptions{{nullptr}}, input_names, inputs.data(), inputs.size(),
                              output_names, {output_count});
-  for (const auto& output : outputs) {{
-    std::cout << output.GetTensorTypeAndShapeInfo().GetElementCount() << " values\\n";
+  for (std::size_t i = 0; i < outputs.size(); ++i) {{
+    std::cout << output_names[i] << ":";
+    for (int64_t size : outputs[i].GetTensorTypeAndShapeInfo().GetShape()) std::cout << " " << size;
+    std::cout << "\\n";
   }}
 }}
 """
@@ -152,7 +156,10 @@ def copy_engine(delivery: Delivery, folder: Path) -> None:
 
 
 def _cpp(delivery: Delivery) -> str:
+    from optimc.targets.onnxruntime import LEVELS
+
     sizes = delivery.sizes("typical")
+    session = delivery.engine.manifest["session"]
     blocks, pushes = [], []
     signature = delivery.engine.signature
     for index, spec in enumerate(signature.inputs):
@@ -160,10 +167,9 @@ def _cpp(delivery: Delivery) -> str:
         shape = [sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape or ()]
         # std::vector<bool> has no data(): a vector of bytes stands in for it.
         held = "uint8_t" if kind == "bool" else kind
-        count = " * ".join(map(str, shape)) or "1"
         blocks.append(
             f"  std::vector<int64_t> shape{index}{{{', '.join(map(str, shape))}}};\n"
-            f"  std::vector<{held}> data{index}({count});\n"
+            f"  std::vector<{held}> data{index}({math.prod(shape)});\n"
         )
         data = f"reinterpret_cast<bool*>(data{index}.data())"
         data = data if kind == "bool" else f"data{index}.data()"
@@ -176,9 +182,10 @@ def _cpp(delivery: Delivery) -> str:
         main=c_string(delivery.engine.main.name),
         libraries="".join(
             f'  options.RegisterCustomOpsLibrary("model/{c_string(name)}");\n'
-            for name in delivery.engine.manifest["session"].get("custom_ops", ())
+            for name in session.get("custom_ops", ())
         ),
-        threads=int(delivery.engine.manifest["session"].get("threads") or 0),
+        threads=int(session.get("threads") or 0),
+        level=LEVELS[str(session["graph_optimization"])],
         inputs="".join(blocks),
         pushes="\n".join(pushes),
         input_names=", ".join(f'"{c_string(spec.name)}"' for spec in signature.inputs),

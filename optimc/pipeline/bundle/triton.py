@@ -33,6 +33,10 @@ _TYPES = {
 }
 
 
+_LEVELS = {"extended": 1, "basic": -1, "disabled": 2}
+"""``level`` of the ONNX Runtime backend, as its README lists it; it takes "all" where none is."""
+
+
 def write_triton(delivery: Delivery, golden: list[Golden], folder: Path) -> None:
     """Fills the empty `folder`: ``models/NAME/``, golden data and a script beside it."""
     write_repository(delivery, golden, folder / "models")
@@ -77,6 +81,9 @@ def _lines(delivery: Delivery, golden: Sequence[Golden]) -> Iterator[str]:
         yield "dynamic_batching { max_queue_delay_microseconds: 1000 }"
     yield "instance_group [ { kind: KIND_CPU count: 1 } ]"
     yield from _threads(delivery)
+    level = _LEVELS.get(str(engine.manifest["session"].get("graph_optimization", "all")))
+    if level is not None:
+        yield f"optimization {{ graph {{ level: {level} }} }}"
     for library in engine.manifest["session"].get("custom_ops", ()):
         # The server looks for a path from where it was started: models/ is its usual mount.
         place = f"/models/{delivery.name}/{delivery.version}/{library}"

@@ -89,9 +89,11 @@ class Weights(_Part):
     file: Path
     """A safetensors file, or .pt, .pth or .bin, of which tensors alone are read."""
     key: Annotated[str, Field(min_length=1)] | None = None
-    """The entry of a .pt, .pth or .bin file that holds the tensors, such as `state_dict`."""
+    """The entry of a .pt, .pth or .bin file that holds the tensors, such as `state_dict`; `a.b` is
+    the entry `b` of `a`."""
     prefix: Annotated[str, Field(min_length=1)] | None = None
-    """What is taken off the front of the names, such as `module.`."""
+    """What the names of the tensors begin with, such as `module.`: it is taken off, and tensors of
+    other names are left out."""
 
 
 class FactorySource(_Source):

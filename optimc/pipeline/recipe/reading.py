@@ -8,6 +8,7 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from optimc.core.errors import did_you_mean
+from optimc.core.files import LFS_FIX, is_lfs_pointer
 from optimc.pipeline.recipe.locate import Location, Node, Problems, quoted
 from optimc.pipeline.recipe.validation import dotted
 
@@ -38,6 +39,9 @@ class Reading:
         wanted, other = ("folder", "file") if folder else ("file", "folder")
         try:
             if full.is_dir() if folder else full.is_file():
+                if not folder and is_lfs_pointer(full) and not node.bad:
+                    what = f"{quoted(str(path))}: is a pointer of Git LFS, not the file"
+                    self.problems.add(node.place, what, LFS_FIX)
                 return full
             what = (
                 f"is a {other}, not a {wanted}" if full.exists() else f"there is no such {wanted}"

@@ -351,6 +351,11 @@ def test_the_model_must_be_named_and_be_there(refusal: Refusal) -> None:
     error = refusal("model: {onnx: modell.onnx}\nvariants: {fp32: []}\n")
     assert str(error).startswith("recipe.yaml:1:15: `modell.onnx`: there is no such file")
     assert error.fix == "did you mean `model.onnx`?"
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:1f\nsize 90868376\n"
+    Path("far.onnx").write_text(pointer)
+    error = refusal("model: {onnx: far.onnx}\nvariants: {fp32: []}\n")
+    assert str(error).startswith("recipe.yaml:1:15: `far.onnx`: is a pointer of Git LFS, not the")
+    assert error.fix == "fetch the file itself: git lfs pull"
     error = refusal("model: {onnx: .}\nvariants: {fp32: []}\n")
     assert "is a folder, not a file" in str(error)
     error = refusal("model: model.onnx\nvariants: {fp32: []}\n")
