@@ -165,8 +165,9 @@ class Train(Pass):
 
     def files(self, folder: Path) -> list[Path]:
         """The teacher's files with its external data, and the source in `folder` of the user's
-        functions: see `_train_files`."""
-        from optimc.passes._train_files import onnx_files, source_files
+        functions: see `core.user_code.source_files`."""
+        from optimc.core.user_code import source_files
+        from optimc.passes._train_files import onnx_files
 
         calls = [self.loss.call] if isinstance(self.loss, UserLoss) else []
         named = self._teacher_files(folder)
