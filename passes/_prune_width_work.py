@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 from optimc.core import progress
 from optimc.core.errors import CellError, PreconditionError
 from optimc.core.workbench import Workbench
+from optimc.passes._patterns import check_modules
 from optimc.passes._prune_cut import (
     TOLERANCE,
     Cut,
@@ -42,13 +43,16 @@ def survey(
 ) -> dict[str, Any]:
     """What can be cut: ``groups`` with their units' importance, and ``refused`` with reasons.
 
-    `samples` is the folder of the stored training samples, for `taylor`.
+    `samples` is the folder of the stored training samples, for `taylor`. Raises InputError for
+    patterns that name no module.
     """
     if bench.masks:
         raise PreconditionError(
             f"`{next(iter(bench.masks))}` was made sparse before: its mask has the old width",
             fix="put prune_width before the passes that make weights sparse",
         )
+    check_modules(bench, "keep", keep, where="prune_width")
+    check_modules(bench, "heads", list(heads), where="prune_width")
     surgeon = _surgeons[bench] = _Surgeon(bench, heads, seed)
     for number, group in enumerate(surgeon.found):
         progress.tell(number / len(surgeon.found), f"proving the cut of {group.name}")

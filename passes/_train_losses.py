@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from optimc.core.errors import CellError, InputError, OptimcError, unknown_name
 from optimc.core.user_code import importable
+from optimc.passes._patterns import near
 from optimc.passes._train_options import weight_at
 
 if TYPE_CHECKING:
@@ -322,7 +323,11 @@ class Taps:
         self._handles = []
         for name in names:
             if name not in known:
-                raise unknown_name("module", name, known, where=f"train: {whose}")
+                raise InputError(
+                    f"`{name}` is no module of {whose}",
+                    where="train: distill.losses",
+                    fix=near(name, known),
+                )
             self._handles.append(known[name].register_forward_hook(partial(self._keep, name)))
 
     def _keep(self, name: str, module: Any, arguments: Any, output: Any) -> None:

@@ -101,20 +101,14 @@ class Qat(Pass):
         where torch is not installed."""
         from importlib.util import find_spec
 
+        from optimc.passes._patterns import check_nodes
         from optimc.passes._recovery_layers import check_quantized
-        from optimc.passes.quantize_int8 import matches
 
         check_quantized(context, NAME)
         _check_size(model)
         if find_spec("torch") is None:
             raise missing_extra("torch", f"the pass {NAME}")
-        nodes = list(_graph(model))
-        for pattern in self.freeze:
-            if not any(matches(node, pattern) for node in nodes):
-                raise PreconditionError(
-                    f"freeze: `{pattern}` names no node of the model",
-                    fix="`optimc inspect MODEL` lists the nodes; patterns take *, ? and [...]",
-                )
+        check_nodes("freeze", self.freeze, _graph(model))
 
     def run(self, model: OnnxModel, context: PassContext) -> PassResult:
         """See the class."""

@@ -55,17 +55,17 @@ def code_files(module: str) -> list[Path] | None:
     file = Path(name).resolve()
     depth = module.count(".") + (file.name == "__init__.py")
     root = file.parents[depth]
-    return [file] if _is_installed(root) else source_files(root, [module])
+    return [file] if is_installed(file) else source_files(root, [module])
 
 
-def _is_installed(folder: Path) -> bool:
-    """Whether a folder is one of Python's own, or one that packages are installed into."""
+def is_installed(path: Path) -> bool:
+    """Whether the file is of Python's library or an installed package, which has a version."""
     import sysconfig
 
-    own = (Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib"))
-    return bool({"site-packages", "dist-packages"} & set(folder.parts)) or any(
-        folder.is_relative_to(place) for place in own
-    )
+    places = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
+    ours = Path(__file__).parents[1]
+    inside = any(path.is_relative_to(place) for place in (*places, ours))
+    return inside or "site-packages" in path.parts
 
 
 def _imported(file: Path) -> Iterator[str]:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from optimc.core.errors import InputError, OptimcError
-from optimc.frontends._opened_files import is_installed, opened_files
+from optimc.core.user_code import is_installed
+from optimc.frontends._opened_files import opened_files
 from optimc.frontends._torch_modules import flat_module, named_tensors, unique_output_names
 
 if TYPE_CHECKING:
