@@ -7,6 +7,7 @@ epoch after the other, judges each by the metric on the tuning split, and keeps 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -163,21 +164,38 @@ class Train(Pass):
         with context.workshop(model) as shop:
             return Course(self, model, context, shop).run()
 
+    def module_patterns(self) -> Mapping[str, Sequence[str]]:
+        """The layers that losses name, of the student and of a teacher that is the source."""
+        from glob import escape
+
+        from optimc.passes._train_losses import tapped
+
+        own, others = tapped(self)
+        source = self.distill is not None and self.distill.teacher == "source"
+        named = [*own, *others] if source else own
+        return {"distill.losses": [escape(name) for name in named]}
+
+    def functions(self) -> list[str]:
+        """Losses and the teacher's factory."""
+        calls = [self.loss.call] if isinstance(self.loss, UserLoss) else []
+        if self.distill is not None:
+            calls += [entry.call for entry in self.distill.losses if entry.call is not None]
+            if not isinstance(self.distill.teacher, str) and self.distill.teacher.factory:
+                calls.append(self.distill.teacher.factory)
+        return calls
+
     def files(self, folder: Path) -> list[Path]:
         """The teacher's files with its external data, and the source in `folder` of the user's
         functions: see `core.user_code.source_files`."""
         from optimc.core.user_code import source_files
         from optimc.passes._train_files import onnx_files
 
-        calls = [self.loss.call] if isinstance(self.loss, UserLoss) else []
         named = self._teacher_files(folder)
-        if self.distill is not None:
-            calls += [entry.call for entry in self.distill.losses if entry.call is not None]
-            if not isinstance(self.distill.teacher, str) and self.distill.teacher.factory:
-                calls.append(self.distill.teacher.factory)
-            elif not isinstance(self.distill.teacher, str):
-                named = [file for path in named for file in onnx_files(path)]
-        return [*named, *source_files(folder, (call.partition(":")[0] for call in calls))]
+        teacher = self.distill.teacher if self.distill is not None else "source"
+        if not isinstance(teacher, str) and teacher.onnx is not None:
+            named = [file for path in named for file in onnx_files(path)]
+        modules = (call.partition(":")[0] for call in self.functions())
+        return [*named, *source_files(folder, modules)]
 
     def _teacher_files(self, folder: Path) -> list[Path]:
         teacher: Any = self.distill.teacher if self.distill is not None else None

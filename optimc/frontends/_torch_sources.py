@@ -37,6 +37,8 @@ class Described:
     notes: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     """Files that were read beside those that the source names."""
+    modules: list[str] = field(default_factory=list)
+    """The names of a module's parts."""
 
 
 class TorchModel(ABC):
@@ -62,6 +64,7 @@ class ModuleModel(TorchModel):
     """A module whose inputs are described."""
 
     def __init__(self, module: torch.nn.Module, described: Described) -> None:
+        described.modules = [name for name, _ in module.named_modules() if name]
         self.described = described
         self.module = module.eval()
         self.flat = flat_module(module, self.names).eval()

@@ -580,7 +580,10 @@ def test_mean_squares_against_numbers(trial: TorchTrial, tmp_path: Path) -> None
         ({"loss": {"call": "missing_module:f"}}, "cannot import `missing_module:f`"),
         ({"loss": {"call": "train_teachers:broken"}}, "`train_teachers:broken` raised KeyError"),
         ({"loss": {"call": "train_teachers:plain"}}, "gave float, not one number"),
-        ({"distill": {"losses": [{"features": {"pairs": {"9": "2"}}}]}}, "`9` is no module of the model"),
+        (
+            {"distill": {"losses": [{"features": {"pairs": {"9": "2"}}}]}},
+            "`9` is no module of the model",
+        ),
         ({"distill": {"losses": [{"features": {"pairs": {"2": "5"}}}]}}, "features: `2` gives"),
         (
             {"distill": {"losses": [{"attention_transfer": {"pairs": {"2": "5"}}}]}},
