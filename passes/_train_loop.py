@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from optimc.core.errors import CellError, InputError, OptimcError
 from optimc.core.progress import tell
 from optimc.passes._train_checkpoint import optimizer_tensors, restore_optimizer
+from optimc.passes._train_progress import progress_line
 
 if TYPE_CHECKING:
     import torch
@@ -227,8 +228,9 @@ class Trainer:
             fix="lower `learning_rate`, or write `warm_up: 1` or `clip_norm: 1.0`",
         )
 
-    def epoch(self, epoch: int) -> float:
-        """Trains one epoch (from 0): the mean loss."""
+    def epoch(self, epoch: int, judged: str = "", aside_s: float = 0.0) -> float:
+        """Trains one epoch (from 0): the mean loss. `judged` is what the line of progress says of
+        the epochs before, `aside_s` are the seconds that judging takes after each epoch."""
         import numpy as np
         import torch
 
@@ -244,11 +246,11 @@ class Trainer:
                 loss = float(self._learn(batch, number, step, epoch))
                 total += loss
                 pace = (time.monotonic() - started) / (number + 1)
-                left = pace * (self.epochs * steps - step - 1)
+                left = pace * (self.epochs * steps - step - 1) + aside_s * (self.epochs - epoch)
+                mean = total / (number + 1)
                 tell(
                     (step + 1) / (self.epochs * steps),
-                    f"epoch {epoch + 1} of {self.epochs}, loss {total / (number + 1):.4g}, "
-                    f"{_time(left)} left",
+                    progress_line(epoch + 1, self.epochs, mean, left, judged),
                 )
             tensors = self.bench.module.state_dict().values()
             if not all(bool(torch.isfinite(t).all()) for t in tensors if t.is_floating_point()):
@@ -313,9 +315,3 @@ def _seed_all(seed: int, epoch: int) -> None:
     torch.manual_seed(mixed)
     random.seed(mixed)
     np.random.seed(mixed)
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -13,6 +13,7 @@ other integers and scales. See `_qat_parameters` for what is trained, `_onnx_tor
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -23,6 +24,7 @@ from optimc.core.errors import PreconditionError, missing_extra
 from optimc.core.model import Level
 from optimc.core.passes import Effect, Input, Pass, PassContext, PassResult, lossy
 from optimc.passes._train_best import is_best
+from optimc.passes._train_progress import judged_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -181,8 +183,13 @@ class Qat(Pass):
             worker.call("keep")
         before = len(record["losses"])
         last = self.epochs if context.choice is None else context.choice["best"]
+        aside_s = 0.0
         for epoch in range(before + 1, last + 1):
-            reply = worker.call("train", epoch=epoch, epochs=self.epochs)
+            said = judged_line(context.tuning.metric, record["drops"]) if judged else ""
+            reply = worker.call(
+                "train", epoch=epoch, epochs=self.epochs, judged=said, aside_s=aside_s
+            )
+            started = time.monotonic()
             path = context.workspace / f"epoch-{epoch}.onnx"
             now = model.clone()
             _write(now, reply.arrays)
@@ -195,6 +202,7 @@ class Qat(Pass):
                 worker.call("keep")
             record["drops"].append(drop)
             worker.call("save", epoch=epoch, record=record)
+            aside_s = time.monotonic() - started
         return dict(record), before
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from optimc.calibration.npz import NpzSource
 from optimc.calibration.sample_store import store_samples
 from optimc.core.errors import CellError, InputError, PreconditionError
 from optimc.core.passes import Drop, PassResult
+from optimc.passes._train_progress import judged_line, progress_line
 from optimc.passes.train import Train
 from optimc.testing.workshops import TorchTrial
 
@@ -192,6 +194,44 @@ OPTIMIZERS = [
     # 16 numbers against 10: a linear map is trained along.
     {"distill": {"losses": [{"features": {"pairs": {"7": "8"}}}]}, "schedule": "one_cycle"},
 ]
+
+
+def test_the_line_of_progress_tells_all_that_one_waits_for(
+    trial: TorchTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    loop = "optimc.passes._train_loop.tell"
+    monkeypatch.setattr(loop, lambda share, text: told.append(text))
+    train(trial, epochs=1)
+    assert re.fullmatch(r"epoch 1/1, loss [\d.]+, \d+ s left", told[-1])
+    trial.tuning = judge = Judge()
+    told.clear()
+    train(trial, epochs=2)
+    assert re.fullmatch(
+        rf"epoch 2/2, loss [\d.]+, top1 drop {judge.seen[1]:.4g}( \(best [\d.]+\))?, \d+ s left",
+        told[-1],
+    )
+
+
+@pytest.mark.parametrize(
+    ("drops", "line"),
+    [
+        ([], ""),
+        ([None, None], ""),
+        ([0.25], "top1 drop 0.25"),
+        ([0.25, 0.5], "top1 drop 0.5 (best 0.25)"),
+        ([0.25, float("nan")], "top1 drop nan (best 0.25)"),
+        ([float("nan")], "top1 drop nan"),
+    ],
+)
+def test_what_the_tuning_split_said_is_one_phrase(drops: list[float | None], line: str) -> None:
+    assert judged_line("top1", drops) == line
+
+
+def test_the_time_left_is_in_the_unit_that_suits_it() -> None:
+    assert progress_line(1, 2, 0.5, 89) == "epoch 1/2, loss 0.5, 89 s left"
+    assert progress_line(1, 2, 0.5, 600, "x") == "epoch 1/2, loss 0.5, x, 10 min left"
+    assert progress_line(1, 2, 0.5, 7200) == "epoch 1/2, loss 0.5, 2.0 h left"
 
 
 @pytest.mark.parametrize(("options", "epoch"), list(zip(OPTIMIZERS, (2, 1, 2, 1, 2), strict=True)))
