@@ -190,7 +190,20 @@ class Trainer:
         torch.manual_seed(self.seed)
         batch = next(self.samples.in_order(min(self.options.batch, 8)))
         self.bench.module.eval()
-        self.objective(self._step(batch, 0, 0.0))
+        step = self._step(batch, 0, 0.0)
+        self._check_label_values(step)
+        self.objective(step)
+
+    def _check_label_values(self, step: Step) -> None:
+        """All labels, where a loss of ours is taken of them."""
+        from optimc.passes._train_labels import check_labels, one_output
+        from optimc.passes._train_losses import label_weight
+
+        options, labelled = self.options, step.labels is not None
+        ours = options.loss is None or isinstance(options.loss, str)
+        if ours and labelled and label_weight(options, labelled=True):
+            assert options.loss is None or isinstance(options.loss, str)
+            check_labels(options.loss, one_output(step.student, options.output), self.samples)
 
     def _training_mode(self) -> None:
         import torch
