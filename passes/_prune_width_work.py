@@ -57,19 +57,19 @@ def survey(
     for number, group in enumerate(surgeon.found):
         progress.tell(number / len(surgeon.found), f"proving the cut of {group.name}")
         surgeon.judge(group, keep, kinds, importance)
-    gradients: Mapping[int, torch.Tensor] = {}
+    taylor: Mapping[int, torch.Tensor] = {}
     if importance == "taylor":
-        from optimc.passes._prune_taylor import gradients_of
+        from optimc.passes._prune_taylor import taylor_scores
 
         assert samples is not None
-        gradients = gradients_of(bench, samples, seed)
+        taylor = taylor_scores(bench, samples, seed)
     return {
         "groups": [
             {
                 "name": group.name,
                 "kind": group.kind,
                 "unit": len(group.units[0]),
-                "scores": unit_scores(group, importance, gradients),
+                "scores": unit_scores(group, importance, taylor),
             }
             for group in surgeon.groups.values()
         ],

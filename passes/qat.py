@@ -46,8 +46,9 @@ class Qat(Pass):
 
     Rewrites: the int8 weights, the biases and the scales of the graph that `quantize_int8` placed,
         by training on `data.training`. Operators, zero points and types stay; scales that the
-        placement made equal stay equal, and int32 biases keep the scale of the accumulator. The
-        training counts as one rewrite. It goes on from its last epoch where a build was killed.
+        placement made equal stay equal, int32 biases keep the scale of the accumulator, and weights
+        that are 0 in the float model (pruned ones, such as 2:4) stay 0. The training counts as one
+        rewrite. It goes on from its last epoch where a build was killed.
     Refuses: nothing in part. A model that no pass before it quantized, and operators or control
         flow that have no torch form or whose torch form does not agree with ONNX Runtime, are
         errors that name the operator.
