@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from optimc.core.errors import PreconditionError
+from optimc.core.errors import PreconditionError, missing_extra
 from optimc.core.model import Level
 from optimc.core.passes import Effect, Input, Pass, PassContext, PassResult, lossy
 from optimc.core.units import Seconds
@@ -85,13 +85,14 @@ class Train(Pass):
     `{crop: 4}` (shifts by up to 4 pixels, zeros moving in)."""
     distill: Distill | None = None
     """A teacher and losses against its answers: `distill: {}` takes the source and its logits.
-    `teacher` is `source`, `{onnx: FILE}` or `{factory: "module:function", weights: {file: FILE},
-    arguments: {}}`. `losses` is a list of: `logits` (temperature; arXiv:1503.02531), `features`
-    (pairs of layers, student: teacher; arXiv:1412.6550), `attention_transfer` (pairs;
-    arXiv:1612.03928), `similarity_preserving` (pairs; arXiv:1907.09682), `embedding` (kind: cosine
-    or mse), each with a `weight`, which may go from `first` to `last`; and `{call:
-    "module:function", arguments: {}, weight: 1}` for the user's own, which gets one
-    `optimc.passes._train_step.Step`. `labels` is the factor of the loss that labels give."""
+    `teacher` is `source`, `{onnx: FILE}`, `{hf: FOLDER, task: embedding}` or `{factory:
+    "module:function", weights: {file: FILE}, arguments: {}}`. `losses` is a list of: `logits`
+    (temperature; arXiv:1503.02531), `features` (pairs of layers, student: teacher;
+    arXiv:1412.6550), `attention_transfer` (pairs; arXiv:1612.03928), `similarity_preserving`
+    (pairs; arXiv:1907.09682), `embedding` (kind: cosine or mse), each with a `weight`, which may go
+    from `first` to `last`; and `{call: "module:function", arguments: {}, weight: 1}` for the user's
+    own, which gets one `optimc.passes._train_step.Step`. `labels` is the factor of the loss that
+    labels give."""
     freeze_batchnorm: bool = False
     """Keep the running statistics of batch normalization as they are."""
     keep: Literal["best", "last"] = "best"
@@ -143,13 +144,19 @@ class Train(Pass):
         return self.learning_rate * schedule.share(step, steps, epoch_steps)
 
     def check(self, model: Model, context: PassContext) -> None:
-        """Raises PreconditionError for files that are not there, and patience without tuning."""
+        """Raises PreconditionError for files that are not there, and patience without tuning;
+        UnavailableError where transformers is not installed and the teacher needs it."""
+        from importlib.util import find_spec
+
         for file in self._teacher_files(context.folder):
             if not file.is_file():
                 raise PreconditionError(
                     f"train: the teacher's file {file} is not there",
                     fix="correct the path (it is relative to the recipe)",
                 )
+        teacher: Any = self.distill.teacher if self.distill is not None else None
+        if getattr(teacher, "hf", None) and find_spec("transformers") is None:
+            raise missing_extra("hf", "a teacher from a folder of transformers")
         if self.patience is not None and not context.has(Input.TUNING):
             raise PreconditionError(
                 "train: `patience` needs a tuning split to judge epochs by",
@@ -202,4 +209,9 @@ class Train(Pass):
         if teacher is None or isinstance(teacher, str):
             return []
         names = [teacher.onnx, teacher.weights.file if teacher.weights else None]
+        if teacher.hf is not None:
+            place = folder / teacher.hf
+            kinds = (".bin", ".json", ".safetensors")
+            found = {p for p in place.glob("*") if p.is_file() and p.suffix in kinds}
+            return sorted(found | {place / "config.json"})
         return [folder / name for name in names if name is not None]
