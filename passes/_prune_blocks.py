@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from optimc.core.errors import PreconditionError
 from optimc.core.workbench import Workbench
+from optimc.passes._patterns import check_modules
 
 if TYPE_CHECKING:
     import torch
@@ -49,9 +49,13 @@ _known: WeakKeyDictionary[Workbench, _Blocks] = WeakKeyDictionary()
 def survey(
     bench: Workbench, arrays: Any, *, among: Sequence[str], keep: Sequence[str]
 ) -> dict[str, Any]:
-    """``blocks`` that can be skipped, in the module's order; ``refused`` ones with reasons."""
+    """``blocks`` that can be skipped, in the module's order; ``refused`` ones with reasons.
+
+    Raises InputError for patterns that name nothing.
+    """
     blocks = _known[bench] = _Blocks(bench)
-    names = [name for name in _members(bench.module, among) if name not in bench.skipped]
+    names = [name for name in _members(bench, among) if name not in bench.skipped]
+    check_modules(bench, "keep", keep, names, where="prune_depth", what="block")
     seen = _seen(bench, names)
     found: list[str] = []
     refused = []
@@ -126,19 +130,14 @@ def _outputs(bench: Workbench, feeds: Mapping[str, torch.Tensor]) -> dict[str, t
         return {name: tensor.clone() for name, tensor in bench.forward(feeds).items()}
 
 
-def _members(module: torch.nn.Module, among: Sequence[str]) -> list[str]:
+def _members(bench: Workbench, among: Sequence[str]) -> list[str]:
     """The modules that may be blocks."""
     from torch import nn
 
-    parts = dict(module.named_modules())
+    parts = dict(bench.module.named_modules())
+    check_modules(bench, "among", among, where="prune_depth")
     if among:
-        found = [n for n in parts if n and any(fnmatchcase(n, p) for p in among)]
-        if not found:
-            raise PreconditionError(
-                f"no module has a name like `{among[0]}`",
-                fix=f"name modules such as {', '.join(n for n in list(parts)[1:4])} in `among`",
-            )
-        return found
+        return [n for n in parts if n and any(fnmatchcase(n, p) for p in among)]
     containers = (nn.ModuleList, nn.Sequential)
     return [
         name

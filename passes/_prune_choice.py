@@ -12,16 +12,6 @@ Unfit = Callable[[tuple[int, ...], int, str], "str | None"]
 """Of a shape, the axis that is summed over, and the operator: why it cannot be cut, or None."""
 
 
-def check_patterns(patterns: Sequence[str], known: Callable[[str], bool], what: str) -> None:
-    """Raises PreconditionError for a pattern of `keep` that names nothing."""
-    for pattern in patterns:
-        if not known(pattern):
-            raise PreconditionError(
-                f"keep: `{pattern}` names no {what} of the model",
-                fix="`optimc inspect MODEL` lists the names; patterns take *, ? and [...]",
-            )
-
-
 def nothing(rule: str, log: RewriteLog) -> PreconditionError:
     """The error where no layer is left to cut."""
     reasons = "".join(f"; {refusal.where}: {refusal.reason}" for refusal in log.refusals[:3])

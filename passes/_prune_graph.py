@@ -13,7 +13,8 @@ from optimc.core.model import SOURCE_KEY, OnnxModel
 from optimc.core.onnx_sparsity import LayerWeight, layer_weights
 from optimc.core.passes import PassContext, PassResult
 from optimc.core.patterns import Bools
-from optimc.passes._prune_choice import Unfit, check_patterns, nothing
+from optimc.passes._patterns import check_nodes
+from optimc.passes._prune_choice import Unfit, nothing
 from optimc.passes._prune_masks import Array
 from optimc.passes._quantize_units import node_label
 from optimc.passes.quantize_int8 import matches
@@ -69,7 +70,7 @@ def find_prunable(
             fix=f"put {rule} before the quantization",
         )
     graph = model.ir.graph
-    check_patterns(keep, lambda p: any(matches(node, p) for node in graph), "node")
+    check_nodes("keep", keep, graph)
     readers: dict[ir.Value, list[LayerWeight]] = {}
     for weight in layer_weights(graph):
         readers.setdefault(weight.value, []).append(weight)

@@ -11,22 +11,22 @@ if TYPE_CHECKING:
     import torch
 
 
-def unit_scores(group: Group, how: str, gradients: Mapping[int, torch.Tensor]) -> list[float]:
+def unit_scores(group: Group, how: str, taylor: Mapping[int, torch.Tensor]) -> list[float]:
     """The importance of each unit of `group`: the mean over its channels.
 
     `l1`, `l2`: norms of the filters that make the channels (Li et al. 2017, arXiv 1608.08710).
     `group_norm`: the L2 norm of all weights that are bound together, those that read the channels
     too (Fang et al. 2023, arXiv 2301.12900, section 3.3). `bn_scale`: the magnitude of the scales
     of batch normalisation (Liu et al. 2017, arXiv 1708.06519). `taylor`: the squared sum of weight
-    times gradient over each filter (Molchanov et al. 2019, arXiv 1906.10771); `gradients` are by
-    the parameter's id.
+    times gradient over each filter (Molchanov et al. 2019, arXiv 1906.10771); what
+    `_prune_taylor.taylor_scores` gave.
     """
     import torch
 
     count = 1 + max(channel for unit in group.units for channel in unit)
     total = torch.zeros(count, dtype=torch.float64)
     for part in group.slices:
-        values = _values(part, how, gradients)
+        values = _values(part, how, taylor)
         if values is None:
             continue
         roots = torch.tensor([-1 if root is None else root for root in part.roots])
@@ -48,7 +48,7 @@ def has_scale(group: Group) -> bool:
     )
 
 
-def _values(part: Slice, how: str, gradients: Mapping[int, torch.Tensor]) -> torch.Tensor | None:
+def _values(part: Slice, how: str, taylor: Mapping[int, torch.Tensor]) -> torch.Tensor | None:
     """What each index of the slice's whole dimension adds to its channel's sum."""
     from torch import nn
 
@@ -63,16 +63,15 @@ def _values(part: Slice, how: str, gradients: Mapping[int, torch.Tensor]) -> tor
         return None
     if part.reads and how != "group_norm":
         return None
-    weight = _by_channel(module, module.weight.detach(), reads=part.reads)
+    if how == "taylor":
+        return taylor[id(module.weight)]
+    weight = by_channel(module, module.weight.detach(), reads=part.reads)
     if how == "l1":
         return weight.abs().sum(1)
-    if how == "taylor":
-        gradient = _by_channel(module, gradients[id(module.weight)], reads=False)
-        return (weight * gradient).sum(1).square()
     return weight.square().sum(1)
 
 
-def _by_channel(module: Any, weight: torch.Tensor, *, reads: bool) -> torch.Tensor:
+def by_channel(module: Any, weight: torch.Tensor, *, reads: bool) -> torch.Tensor:
     """The weights as one row for each channel that the layer makes or reads; float64."""
     weight = weight.double()
     groups = int(getattr(module, "groups", 1))

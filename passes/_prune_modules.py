@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from optimc.core.passes import PassContext, PassResult
 from optimc.core.torch_model import TorchModel
-from optimc.passes._prune_choice import Unfit, check_patterns, kept_by, nothing
+from optimc.passes._patterns import check_modules
+from optimc.passes._prune_choice import Unfit, kept_by, nothing
 
 if TYPE_CHECKING:
     import torch
@@ -41,14 +42,12 @@ def prune_module(
 ) -> PassResult:
     """Calls ``cut(bench, arrays, layers=..., among=..., **options)`` on the layers that fit.
 
-    `among` are all that fit, `layers` those that may be changed (``--limit``). Raises
-    PreconditionError for patterns without effect and where no layer is left.
+    `among` are all that fit, `layers` those that may be changed (``--limit``). Raises InputError
+    for patterns without effect, PreconditionError where no layer is left.
     """
     log = context.log
     with context.workshop(model) as shop:
-        found = shop.call(find_layers).data
-        names = [layer["name"] for layer in found]
-        check_patterns(keep, lambda p: any(kept_by(n, [p]) for n in names), "layer")
+        found = shop.call(find_layers, keep=keep, where=rule).data
         among = []
         for layer in found:
             reason = _unfit(layer, keep, unfit)
@@ -76,10 +75,13 @@ def _unfit(layer: Mapping[str, Any], keep: Sequence[str], unfit: Unfit) -> str |
     return unfit(tuple(layer["shape"]), 0 if operator == "ConvTranspose" else 1, operator)
 
 
-def find_layers(bench: Workbench, arrays: Mapping[str, Any]) -> list[dict[str, Any]]:
+def find_layers(
+    bench: Workbench, arrays: Mapping[str, Any], *, keep: Sequence[str], where: str
+) -> list[dict[str, Any]]:
     """All modules with a weight of two dims or more: name, operator, shape, why it cannot be cut.
 
-    A weight that several layers share is that of the first.
+    A weight that several layers share is that of the first. Raises InputError for patterns of
+    `keep` that name none of them; `where` is the pass.
     """
     import torch
 
@@ -100,6 +102,8 @@ def find_layers(bench: Workbench, arrays: Mapping[str, Any]) -> list[dict[str, A
                 "reason": _reason(module, shared, kinds),
             }
         )
+    names = [str(layer["name"]) for layer in found]
+    check_modules(bench, "keep", keep, names, where=where, what="layer")
     return found
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optimc.calibration.sample_store import StoredBatch, StoredSamples
 from optimc.core import progress
 from optimc.passes._prune_groups import all_trained
+from optimc.passes._prune_importance import by_channel
 
 if TYPE_CHECKING:
     import torch
@@ -20,34 +21,47 @@ SAMPLES = 256
 BATCH = 16
 
 
-def gradients_of(bench: Workbench, samples: str, seed: int) -> Mapping[int, torch.Tensor]:
-    """By the parameter's id: the mean gradient of the loss over training samples, in eval mode.
+def taylor_scores(bench: Workbench, samples: str, seed: int) -> Mapping[int, torch.Tensor]:
+    """By the weight's id, for each channel that a convolution or linear layer makes: the squared
+    sum of weight times gradient, in eval mode; the mean over batches of training samples.
 
+    Squared first: at the end of a training the gradients of all batches together are about 0.
     The loss is the cross entropy of the first output [n, classes] where labels are class numbers
     [n]; else half the mean square of all outputs, which needs no labels: what then counts is how
-    far a channel moves the outputs. A parameter that the loss does not depend on has zeros.
+    far a channel moves the outputs. A weight that the loss does not depend on has zeros.
     """
     import numpy as np
     import torch
 
     stored = StoredSamples(Path(samples))
     bench.module.eval()
-    done = 0
+    layers = [m for m in bench.module.modules() if isinstance(m, _layers())]
+    sums = {
+        id(m.weight): torch.zeros_like(by_channel(m, m.weight.detach(), reads=False)[:, 0])
+        for m in layers
+    }
+    done = batches = 0
     with all_trained(bench.module), torch.enable_grad():
-        bench.module.zero_grad(set_to_none=True)
         for batch in stored.batches(BATCH, np.random.default_rng(seed)):
             if done >= SAMPLES:
                 break
+            bench.module.zero_grad(set_to_none=True)
             feeds = {name: torch.from_numpy(np.array(a)) for name, a in batch.feeds.items()}
-            (_loss(bench.forward(feeds), batch) * batch.size).backward()  # type: ignore[no-untyped-call]
-            done += batch.size
+            _loss(bench.forward(feeds), batch).backward()  # type: ignore[no-untyped-call]
+            for weight, module in {id(m.weight): m for m in layers}.items():
+                if module.weight.grad is not None:
+                    product = (module.weight * module.weight.grad).detach()
+                    sums[weight] += by_channel(module, product, reads=False).sum(1).square()
+            done, batches = done + batch.size, batches + 1
             progress.tell(done / SAMPLES, "gradients on training samples")
-    found = {
-        id(p): (torch.zeros_like(p) if p.grad is None else p.grad.detach() / max(done, 1))
-        for p in bench.module.parameters()
-    }
     bench.module.zero_grad(set_to_none=True)
-    return found
+    return {weight: total / max(batches, 1) for weight, total in sums.items()}
+
+
+def _layers() -> Any:
+    from torch import nn
+
+    return (nn.modules.conv._ConvNd, nn.Linear)
 
 
 def _loss(outputs: Mapping[str, torch.Tensor], batch: StoredBatch) -> torch.Tensor:

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 from optimc.core import progress
 from optimc.core.errors import CellError, PreconditionError
 from optimc.core.workbench import Workbench
+from optimc.passes._patterns import check_modules
 from optimc.passes._prune_cut import (
     TOLERANCE,
     Cut,
@@ -42,30 +43,33 @@ def survey(
 ) -> dict[str, Any]:
     """What can be cut: ``groups`` with their units' importance, and ``refused`` with reasons.
 
-    `samples` is the folder of the stored training samples, for `taylor`.
+    `samples` is the folder of the stored training samples, for `taylor`. Raises InputError for
+    patterns that name no module.
     """
     if bench.masks:
         raise PreconditionError(
             f"`{next(iter(bench.masks))}` was made sparse before: its mask has the old width",
             fix="put prune_width before the passes that make weights sparse",
         )
+    check_modules(bench, "keep", keep, where="prune_width")
+    check_modules(bench, "heads", list(heads), where="prune_width")
     surgeon = _surgeons[bench] = _Surgeon(bench, heads, seed)
     for number, group in enumerate(surgeon.found):
         progress.tell(number / len(surgeon.found), f"proving the cut of {group.name}")
         surgeon.judge(group, keep, kinds, importance)
-    gradients: Mapping[int, torch.Tensor] = {}
+    taylor: Mapping[int, torch.Tensor] = {}
     if importance == "taylor":
-        from optimc.passes._prune_taylor import gradients_of
+        from optimc.passes._prune_taylor import taylor_scores
 
         assert samples is not None
-        gradients = gradients_of(bench, samples, seed)
+        taylor = taylor_scores(bench, samples, seed)
     return {
         "groups": [
             {
                 "name": group.name,
                 "kind": group.kind,
                 "unit": len(group.units[0]),
-                "scores": unit_scores(group, importance, gradients),
+                "scores": unit_scores(group, importance, taylor),
             }
             for group in surgeon.groups.values()
         ],

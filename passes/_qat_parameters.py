@@ -4,7 +4,8 @@ A step size is ``s = s0 exp(t)`` with t trained, so that it stays positive and o
 fits all (Jain et al. 2020, "Trained Quantization Thresholds", arXiv:1903.08066, section 3.3); its
 gradient is that of LSQ, see `_onnx_torch.quantize`. Zero points stay. A weight is ``w = s0 v``: v
 counts steps, and so does the learning rate, whatever the size of a layer's weights is. A bias is
-counted in steps of its weight at half of the input's range.
+counted in steps of its weight at half of the input's range. Weights that are 0 in the float model
+were pruned and stay 0.
 """
 
 from __future__ import annotations
@@ -45,8 +46,15 @@ class Parameters:
         self.numbers: dict[str, Tensor] = {}
         for root in self._members:
             self._add("scale", root, torch.zeros_like(self._constants[root]))
+        self._kept: dict[str, Tensor] = {}
         for weight in wanted.weights:
-            self._add("weight", weight.name, _start(weight, self._constants))
+            start = _start(weight, self._constants)
+            self._add("weight", weight.name, start)
+            if weight.guess is not None and not weight.guess.all():
+                # What was pruned stays 0, and with it the pattern that sparse kernels want.
+                self._kept[weight.name] = (
+                    (torch.from_numpy(weight.guess.copy()) != 0) | (start != 0)
+                ).float()
         self._units: dict[str, Tensor] = {}
         self._starts: dict[str, Tensor] = {}
         for bias in wanted.biases:
@@ -106,6 +114,8 @@ class Parameters:
     def _weight(self, weight: StoredIntegers, values: Mapping[str, Tensor]) -> Tensor:
         first, now = self._constants[weight.scale], self._scale(weight.scale, values)
         number = self.numbers[f"weight/{weight.name}"]
+        if weight.name in self._kept:
+            number = number * self._kept[weight.name]
         steps = (now / first).reshape(weight.shape)
         zero = _zero_of(weight, self._constants)
         return rounded(number, steps, zero, weight.low, weight.high)

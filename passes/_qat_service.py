@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from optimc.passes._onnx_torch import TorchGraph
 from optimc.passes._qat_graph import trainable
 from optimc.passes._qat_parameters import Parameters
 from optimc.passes._qat_proof import prove
+from optimc.passes._train_progress import progress_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -101,8 +103,13 @@ class QatService:
         constants = self._parameters.constants()
         return max(worst, prove(self._graph, self._path, feeds, constants)), {}
 
-    def train(self, arrays: Arrays, epoch: int, epochs: int) -> tuple[Any, Any]:
-        """One epoch (from 1) of `epochs`: its mean loss, and the graph's new constants."""
+    def train(
+        self, arrays: Arrays, epoch: int, epochs: int, judged: str = "", aside_s: float = 0.0
+    ) -> tuple[Any, Any]:
+        """One epoch (from 1) of `epochs`: its mean loss, and the graph's new constants.
+
+        `judged` and `aside_s` are for the line of progress, as in `_train_loop.Trainer.epoch`.
+        """
         import torch
 
         from optimc.passes._train_schedule import Schedule
@@ -110,7 +117,7 @@ class QatService:
         rng = np.random.default_rng([self._seed, epoch])
         schedule = Schedule("cosine", (), 1.0, 0.0)
         count = self._samples.count(self._batch, whole=self._whole)
-        losses = []
+        losses, started = [], time.monotonic()
         batches = self._samples.batches(self._batch, rng, whole=self._whole)
         for index, batch in enumerate(batches):
             step = (epoch - 1) * count + index
@@ -128,7 +135,10 @@ class QatService:
             self._optimizer.step()
             losses.append(float(loss.detach()))
             done = (step + 1) / (epochs * count)
-            tell(done, f"epoch {epoch} of {epochs}, loss {np.mean(losses[-20:]):.4g}")
+            pace = (time.monotonic() - started) / (index + 1)
+            left = pace * (epochs * count - step - 1) + aside_s * (epochs - epoch + 1)
+            mean = float(np.mean(losses[-20:]))
+            tell(done, progress_line(epoch, epochs, mean, left, judged))
         return float(np.mean(losses)), self._parameters.arrays()
 
     def facts(self, arrays: Arrays) -> tuple[Any, Any]:

@@ -35,7 +35,7 @@ def check_quantizable(
 
     `name` is the pass that asks.
     """
-    from optimc.passes.quantize_int8 import matches
+    from optimc.passes._patterns import check_nodes
 
     nodes = [node for graph in all_graphs(model) for node in graph]
     quantized = [n for n in nodes if n.op_type in _QUANTIZED or n.op_type.startswith("QLinear")]
@@ -51,9 +51,4 @@ def check_quantizable(
             f"the model has opset {opset}, quantization needs {LEAST_OPSET} or newer",
             fix=f"export the model with opset {LEAST_OPSET} or newer",
         )
-    for pattern in keep_float:
-        if not any(matches(node, pattern) for node in model.graph):
-            raise PreconditionError(
-                f"keep_float: `{pattern}` names no node of the model",
-                fix="`optimc inspect MODEL` lists the nodes; patterns take *, ? and [...]",
-            )
+    check_nodes("keep_float", keep_float, model.graph)

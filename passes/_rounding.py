@@ -106,7 +106,9 @@ def relaxed(problem: Problem, iterations: int) -> Floats:
         second += 0.001 * (slope * slope - second)
         mean, square = first / (1 - 0.9 ** (step + 1)), second / (1 - 0.999 ** (step + 1))
         v -= 0.02 * mean / (np.sqrt(square) + 1e-8)
-    rounded: Floats = np.clip(low + (v > 0), -problem.limit, problem.limit)
+    # What is an integer already has no other side: pruned weights stay 0.
+    up = (v > 0) & (share > 0)
+    rounded: Floats = np.clip(low + up, -problem.limit, problem.limit)
     return rounded
 
 

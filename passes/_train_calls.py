@@ -57,9 +57,11 @@ def plan(bench: Workbench, arrays: Mapping[str, Any], *, epochs: int) -> None:
     _trainers[bench].epochs = epochs
 
 
-def train_epoch(bench: Workbench, arrays: Mapping[str, Any], *, epoch: int) -> float:
-    """Trains one epoch (from 0): the mean loss."""
-    return _trainers[bench].epoch(epoch)
+def train_epoch(
+    bench: Workbench, arrays: Mapping[str, Any], *, epoch: int, judged: str, aside_s: float
+) -> float:
+    """Trains one epoch: see `Trainer.epoch`."""
+    return _trainers[bench].epoch(epoch, judged, aside_s)
 
 
 def commit(

@@ -11,6 +11,7 @@ from optimc.core.digest import digest_of
 from optimc.core.passes import Input, PassContext, PassResult
 from optimc.passes._train_best import is_best
 from optimc.passes._train_calls import begin, commit, finish, go_on, pace, plan, train_epoch
+from optimc.passes._train_progress import judged_line
 
 if TYPE_CHECKING:
     from optimc.core.passes import Tuning, Workshop
@@ -51,6 +52,7 @@ class Course:
         judged = options.keep == "best" and context.has(Input.TUNING) and self._choice is None
         self._tuning: Tuning | None = context.tuning if judged else None
         self._resumed = 0
+        self._judging_s = 0.0
 
     def run(self) -> PassResult:
         """Trains, and gives the module that is kept."""
@@ -58,7 +60,13 @@ class Course:
         started = time.monotonic() - record.seconds
         while not self._is_over(record):
             epoch = record.done
-            loss = self._shop.call(train_epoch, epoch=epoch, timeout=_FOREVER).data
+            loss = self._shop.call(
+                train_epoch,
+                timeout=_FOREVER,
+                epoch=epoch,
+                judged=judged_line(self._tuning.metric, record.drops) if self._tuning else "",
+                aside_s=self._judging_s,
+            ).data
             record.done += 1
             record.losses.append(loss)
             better = self._judge(record)
@@ -126,8 +134,11 @@ class Course:
         if self._tuning is None:
             return True
         share = record.done / max(1, record.planned)
-        self._context.progress(share, f"epoch {record.done}: the metric on the tuning split")
+        what = f"epoch {record.done}/{record.planned}" if record.done else "as it came"
+        self._context.progress(share, f"{what}: {self._tuning.metric} on the tuning split")
+        started = time.monotonic()
         drop = self._tuning.drop_of(self._shop.run).point
+        self._judging_s = time.monotonic() - started
         better = is_best(drop, record.drops)
         record.drops.append(drop)
         return better

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from optimc.core.errors import CellError, InputError, OptimcError
 from optimc.core.progress import tell
 from optimc.passes._train_checkpoint import optimizer_tensors, restore_optimizer
+from optimc.passes._train_progress import progress_line
 
 if TYPE_CHECKING:
     import torch
@@ -189,7 +190,20 @@ class Trainer:
         torch.manual_seed(self.seed)
         batch = next(self.samples.in_order(min(self.options.batch, 8)))
         self.bench.module.eval()
-        self.objective(self._step(batch, 0, 0.0))
+        step = self._step(batch, 0, 0.0)
+        self._check_label_values(step)
+        self.objective(step)
+
+    def _check_label_values(self, step: Step) -> None:
+        """All labels, where a loss of ours is taken of them."""
+        from optimc.passes._train_labels import check_labels, one_output
+        from optimc.passes._train_losses import label_weight
+
+        options, labelled = self.options, step.labels is not None
+        ours = options.loss is None or isinstance(options.loss, str)
+        if ours and labelled and label_weight(options, labelled=True):
+            assert options.loss is None or isinstance(options.loss, str)
+            check_labels(options.loss, one_output(step.student, options.output), self.samples)
 
     def _training_mode(self) -> None:
         import torch
@@ -227,8 +241,9 @@ class Trainer:
             fix="lower `learning_rate`, or write `warm_up: 1` or `clip_norm: 1.0`",
         )
 
-    def epoch(self, epoch: int) -> float:
-        """Trains one epoch (from 0): the mean loss."""
+    def epoch(self, epoch: int, judged: str = "", aside_s: float = 0.0) -> float:
+        """Trains one epoch (from 0): the mean loss. `judged` is what the line of progress says of
+        the epochs before, `aside_s` are the seconds that judging takes after each epoch."""
         import numpy as np
         import torch
 
@@ -244,11 +259,11 @@ class Trainer:
                 loss = float(self._learn(batch, number, step, epoch))
                 total += loss
                 pace = (time.monotonic() - started) / (number + 1)
-                left = pace * (self.epochs * steps - step - 1)
+                left = pace * (self.epochs * steps - step - 1) + aside_s * (self.epochs - epoch)
+                mean = total / (number + 1)
                 tell(
                     (step + 1) / (self.epochs * steps),
-                    f"epoch {epoch + 1} of {self.epochs}, loss {total / (number + 1):.4g}, "
-                    f"{_time(left)} left",
+                    progress_line(epoch + 1, self.epochs, mean, left, judged),
                 )
             tensors = self.bench.module.state_dict().values()
             if not all(bool(torch.isfinite(t).all()) for t in tensors if t.is_floating_point()):
@@ -313,9 +328,3 @@ def _seed_all(seed: int, epoch: int) -> None:
     torch.manual_seed(mixed)
     random.seed(mixed)
     np.random.seed(mixed)
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

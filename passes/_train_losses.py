@@ -11,8 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from optimc.core.errors import CellError, InputError, OptimcError, unknown_name
+from optimc.core.errors import CellError, InputError, OptimcError
 from optimc.core.user_code import importable
+from optimc.passes._patterns import near
+from optimc.passes._train_labels import against_labels, one_output
 from optimc.passes._train_options import weight_at
 
 if TYPE_CHECKING:
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
     from optimc.passes.train import Train
 
     Loss: TypeAlias = Callable[[Step], torch.Tensor]
-
-LABEL_LOSSES = ("cross_entropy", "binary_cross_entropy", "mse", "l1")
 
 
 class Objective:
@@ -152,42 +152,7 @@ def _of_labels(options: Train, folder: Path) -> Loss:
     if loss is not None and not isinstance(loss, str):
         user: UserLoss = loss
         return partial(_users, user_function(user.call, folder), user.call, user.arguments)
-    return partial(_against_labels, loss, options.output, options.label_smoothing)
-
-
-def _against_labels(
-    name: str | None, output: str | None, smoothing: float, step: Step
-) -> torch.Tensor:
-    from torch.nn import functional
-
-    assert step.labels is not None
-    labels, answer = step.labels, one_output(step.student, output)
-    name = name or ("mse" if labels.is_floating_point() else "cross_entropy")
-    try:
-        if name == "cross_entropy":
-            return functional.cross_entropy(answer, labels.long(), label_smoothing=smoothing)
-        wanted = labels.to(answer.dtype).reshape(answer.shape)
-        if name == "binary_cross_entropy":
-            return functional.binary_cross_entropy_with_logits(answer, wanted)
-        return {"mse": functional.mse_loss, "l1": functional.l1_loss}[name](answer, wanted)
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise CellError(
-            f"the loss `{name}` does not fit an output {list(answer.shape)} and labels "
-            f"{labels.dtype} {list(labels.shape)}: {' '.join(str(error).split())[:200]}",
-            fix=f"choose another `loss` ({', '.join(LABEL_LOSSES)}, call) or `output`",
-        ) from error
-
-
-def one_output(outputs: Tensors, name: str | None) -> torch.Tensor:
-    """The named output, or the first floating-point one. Raises InputError."""
-    if name is not None:
-        if name not in outputs:
-            raise unknown_name("output", name, outputs, where="train")
-        return outputs[name]
-    for tensor in outputs.values():
-        if tensor.is_floating_point():
-            return tensor
-    raise InputError("no output is floating-point", where="train")
+    return partial(against_labels, loss, options.output, options.label_smoothing)
 
 
 def _of_both(step: Step, name: str | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -322,7 +287,11 @@ class Taps:
         self._handles = []
         for name in names:
             if name not in known:
-                raise unknown_name("module", name, known, where=f"train: {whose}")
+                raise InputError(
+                    f"`{name}` is no module of {whose}",
+                    where="train: distill.losses",
+                    fix=near(name, known),
+                )
             self._handles.append(known[name].register_forward_hook(partial(self._keep, name)))
 
     def _keep(self, name: str, module: Any, arguments: Any, output: Any) -> None:

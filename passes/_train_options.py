@@ -170,12 +170,32 @@ class TeacherWeights(Options):
     """Taken off the names of the file's tensors."""
 
 
+TeacherTask: TypeAlias = Literal[
+    "text-classification",
+    "embedding",
+    "token-classification",
+    "question-answering",
+    "image-classification",
+]
+"""As under `model: {hf: ...}`."""
+
+
 class Teacher(Options):
-    """Another model than the source: an ONNX file, or a factory with its weights."""
+    """Another model than the source: an ONNX file, a folder of Hugging Face transformers, or a
+    factory with its weights."""
 
     onnx: str | None = None
     """The file, relative to the recipe; it has the recipe's inputs. ONNX Runtime runs it, so only
     losses of outputs can be taken."""
+    hf: str | None = None
+    """A folder that `save_pretrained` of transformers wrote, relative to the recipe; nothing is
+    fetched, no code in it is run."""
+    task: TeacherTask | None = None
+    """Of `hf`: what the model is for."""
+    pooling: Literal["mean", "cls", "last", "max"] | None = None
+    """Of `hf` with the task `embedding`, as under `model`."""
+    normalize: bool | None = None
+    """Of `hf` with the task `embedding`, as under `model`."""
     factory: Function | None = None
     """``package.module:function``, which makes the module. `--untrusted` refuses it."""
     weights: TeacherWeights | None = None
@@ -185,10 +205,16 @@ class Teacher(Options):
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if (self.onnx is None) == (self.factory is None):
-            raise ValueError("a teacher is one of the two\nwrite `onnx: FILE` or `factory: M:F`")
-        if self.onnx is not None and (self.weights is not None or self.arguments):
+        if sum(kind is not None for kind in (self.onnx, self.hf, self.factory)) != 1:
+            raise ValueError(
+                "a teacher is one of the three\nwrite `onnx: FILE`, `hf: FOLDER` or `factory: M:F`"
+            )
+        if self.factory is None and (self.weights is not None or self.arguments):
             raise ValueError("`weights` and `arguments` belong to `factory`\nleave them out")
+        if (self.hf is None) != (self.task is None):
+            raise ValueError("`hf` and `task` belong together\nwrite `hf: FOLDER, task: embedding`")
+        if self.task != "embedding" and (self.pooling is not None or self.normalize is not None):
+            raise ValueError("`pooling` and `normalize` belong to `task: embedding`")
         return self
 
 

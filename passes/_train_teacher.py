@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from optimc.passes._train_options import Teacher
     from optimc.passes._train_step import Tensors
 
+_SEGMENTS = "token_type_ids"
 _REMEMBERED_BYTES = 1 << 30
 """The most that a teacher's answers to all samples may take in memory; else it is asked anew."""
 
@@ -33,9 +34,19 @@ class ModuleTeacher:
         self.features = self._taps.seen
 
     def outputs(self, feeds: Tensors) -> Mapping[str, torch.Tensor]:
-        """The named outputs, without gradients."""
+        """The named outputs, without gradients. Raises InputError for an input that is missing."""
         import torch
 
+        missing = [name for name in self._opened.names if name not in feeds]
+        if missing == [_SEGMENTS] and "input_ids" in feeds:
+            # What transformers takes where nobody gives them: all words are of the first sentence.
+            feeds = {**feeds, _SEGMENTS: torch.zeros_like(feeds["input_ids"])}
+        elif missing:
+            raise InputError(
+                f"the teacher has the input `{missing[0]}`, which the training data do not have",
+                where="train: distill.teacher",
+                fix=f"the data's inputs are: {', '.join(feeds)}",
+            )
         with torch.no_grad():
             return self._opened.outputs(feeds)
 
@@ -110,6 +121,15 @@ def open_teacher(
         return ModuleTeacher(bench.opened(), names, device)
     if teacher.onnx is not None:
         return OnnxTeacher(folder / teacher.onnx, names, device)
+    if teacher.hf is not None:
+        options: dict[str, Any] = {
+            "path": str(folder / teacher.hf),
+            "task": teacher.task,
+            "pooling": teacher.pooling or "mean",
+            "normalize": bool(teacher.normalize),
+            "declared": {},
+        }
+        return ModuleTeacher(bench.opened("hf", options), names, device)
     weights = None
     if teacher.weights is not None:
         weights = {

@@ -72,7 +72,7 @@ class Float16(Pass):
     def check(self, model: Model, context: PassContext) -> None:
         """Raises PreconditionError for quantized models and for patterns without effect."""
         from optimc.core.analyses import QuantizationNodes
-        from optimc.passes.quantize_int8 import matches
+        from optimc.passes._patterns import check_nodes, near
 
         assert isinstance(model, OnnxModel)
         quantized = context.analysis(QuantizationNodes, model)
@@ -83,16 +83,14 @@ class Float16(Pass):
                 fix="take float16 or the quantization out of this variant",
             )
         graph = model.ir.graph
+        if not self.storage_only:
+            check_nodes("keep_float", self.keep_float, graph)
+            return
         for pattern in self.keep_float:
-            if self.storage_only:
-                known = any(_names_weight(name, pattern) for name in graph.initializers)
-            else:
-                known = any(matches(node, pattern) for node in graph)
-            if not known:
-                what = "weight" if self.storage_only else "node"
+            if not any(_names_weight(name, pattern) for name in graph.initializers):
                 raise PreconditionError(
-                    f"keep_float: `{pattern}` names no {what} of the model",
-                    fix="`optimc inspect MODEL` lists the names; patterns take *, ? and [...]",
+                    f"keep_float: `{pattern}` names no weight of the model",
+                    fix=f"{near(pattern, graph.initializers)} patterns take *, ? and [...]",
                 )
 
     def run(self, model: OnnxModel, context: PassContext) -> PassResult:

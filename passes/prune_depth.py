@@ -7,7 +7,7 @@ their loss does to the model's own outputs or metric, not by their weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -60,6 +60,10 @@ class PruneDepth(Pruning):
     def wants(self) -> frozenset[Input]:
         """The metric on the tuning split to rank by; where there is none, training samples."""
         return frozenset({Input.TUNING, Input.TRAINING})
+
+    def module_patterns(self) -> Mapping[str, Sequence[str]]:
+        """Of blocks."""
+        return {"among": self.among, "keep": self.keep}
 
     def run(self, model: TorchModel, context: PassContext) -> PassResult:
         """See the class. Raises PreconditionError where the target cannot be met."""

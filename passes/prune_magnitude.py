@@ -13,6 +13,7 @@ so that much goes while much is superfluous, and little at the end.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -77,6 +78,10 @@ class PruneMagnitude(Pass):
     def share_now(self) -> float:
         """The share that is zero behind this step."""
         return self.share * (1.0 - (1.0 - self.step / self.steps) ** 3)
+
+    def module_patterns(self) -> Mapping[str, Sequence[str]]:
+        """Of layers."""
+        return {"keep": self.keep}
 
     def run(self, model: Any, context: PassContext) -> PassResult:
         """See the class. Raises PreconditionError where nothing can be cut."""

@@ -11,6 +11,7 @@ product of [M, K] and [K, N].
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
@@ -70,6 +71,10 @@ class PruneNM(Pass):
     def effect(self) -> Effect:
         """LOSSY. What is cut comes back by training, so the bound of the pass itself is low."""
         return lossy(0.0)
+
+    def module_patterns(self) -> Mapping[str, Sequence[str]]:
+        """Of layers."""
+        return {"keep": self.keep}
 
     def run(self, model: Any, context: PassContext) -> PassResult:
         """See the class. Raises PreconditionError where nothing can be cut."""

@@ -6,7 +6,7 @@ Bound channels are found by torch-pruning's dependency graph (DepGraph, Fang et 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -79,6 +79,10 @@ class PruneWidth(Pruning):
     def needs(self) -> frozenset[Input]:
         """What the target needs; with `taylor` the training split."""
         return super().needs | ({Input.TRAINING} if self.importance == "taylor" else set())
+
+    def module_patterns(self) -> Mapping[str, Sequence[str]]:
+        """Of modules, and of attention modules."""
+        return {"keep": self.keep, "heads": list(self.heads)}
 
     def run(self, model: TorchModel, context: PassContext) -> PassResult:
         """See the class. Raises PreconditionError where the target cannot be met."""

@@ -13,6 +13,7 @@ other integers and scales. See `_qat_parameters` for what is trained, `_onnx_tor
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -23,6 +24,7 @@ from optimc.core.errors import PreconditionError, missing_extra
 from optimc.core.model import Level
 from optimc.core.passes import Effect, Input, Pass, PassContext, PassResult, lossy
 from optimc.passes._train_best import is_best
+from optimc.passes._train_progress import judged_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -44,8 +46,9 @@ class Qat(Pass):
 
     Rewrites: the int8 weights, the biases and the scales of the graph that `quantize_int8` placed,
         by training on `data.training`. Operators, zero points and types stay; scales that the
-        placement made equal stay equal, and int32 biases keep the scale of the accumulator. The
-        training counts as one rewrite. It goes on from its last epoch where a build was killed.
+        placement made equal stay equal, int32 biases keep the scale of the accumulator, and weights
+        that are 0 in the float model (pruned ones, such as 2:4) stay 0. The training counts as one
+        rewrite. It goes on from its last epoch where a build was killed.
     Refuses: nothing in part. A model that no pass before it quantized, and operators or control
         flow that have no torch form or whose torch form does not agree with ONNX Runtime, are
         errors that name the operator.
@@ -101,20 +104,14 @@ class Qat(Pass):
         where torch is not installed."""
         from importlib.util import find_spec
 
+        from optimc.passes._patterns import check_nodes
         from optimc.passes._recovery_layers import check_quantized
-        from optimc.passes.quantize_int8 import matches
 
         check_quantized(context, NAME)
         _check_size(model)
         if find_spec("torch") is None:
             raise missing_extra("torch", f"the pass {NAME}")
-        nodes = list(_graph(model))
-        for pattern in self.freeze:
-            if not any(matches(node, pattern) for node in nodes):
-                raise PreconditionError(
-                    f"freeze: `{pattern}` names no node of the model",
-                    fix="`optimc inspect MODEL` lists the nodes; patterns take *, ? and [...]",
-                )
+        check_nodes("freeze", self.freeze, _graph(model))
 
     def run(self, model: OnnxModel, context: PassContext) -> PassResult:
         """See the class."""
@@ -187,8 +184,13 @@ class Qat(Pass):
             worker.call("keep")
         before = len(record["losses"])
         last = self.epochs if context.choice is None else context.choice["best"]
+        aside_s = 0.0
         for epoch in range(before + 1, last + 1):
-            reply = worker.call("train", epoch=epoch, epochs=self.epochs)
+            said = judged_line(context.tuning.metric, record["drops"]) if judged else ""
+            reply = worker.call(
+                "train", epoch=epoch, epochs=self.epochs, judged=said, aside_s=aside_s
+            )
+            started = time.monotonic()
             path = context.workspace / f"epoch-{epoch}.onnx"
             now = model.clone()
             _write(now, reply.arrays)
@@ -201,6 +203,7 @@ class Qat(Pass):
                 worker.call("keep")
             record["drops"].append(drop)
             worker.call("save", epoch=epoch, record=record)
+            aside_s = time.monotonic() - started
         return dict(record), before
 
 

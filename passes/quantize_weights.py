@@ -66,7 +66,7 @@ class QuantizeWeights(Pass):
     def check(self, model: Model, context: PassContext) -> None:
         """Raises PreconditionError for quantized models, bad blocks, patterns without effect."""
         from optimc.core.analyses import QuantizationNodes
-        from optimc.passes.quantize_int8 import matches
+        from optimc.passes._patterns import check_nodes
 
         graph: Any = model
         quantized = context.analysis(QuantizationNodes, graph)
@@ -80,12 +80,7 @@ class QuantizeWeights(Pass):
                 f"block: {self.block} is no power of two, which kernels need",
                 fix="take 16, 32, 64, 128 or 256",
             )
-        for pattern in self.keep_float:
-            if not any(matches(node, pattern) for node in graph.ir.graph):
-                raise PreconditionError(
-                    f"keep_float: `{pattern}` names no node of the model",
-                    fix="`optimc inspect MODEL` lists the nodes; patterns take *, ? and [...]",
-                )
+        check_nodes("keep_float", self.keep_float, graph.ir.graph)
 
     def run(self, model: OnnxModel, context: PassContext) -> PassResult:
         """See the class. Raises PreconditionError where nothing can be stored so."""

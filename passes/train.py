@@ -7,12 +7,13 @@ epoch after the other, judges each by the metric on the tuning split, and keeps 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from optimc.core.errors import PreconditionError
+from optimc.core.errors import PreconditionError, missing_extra
 from optimc.core.model import Level
 from optimc.core.passes import Effect, Input, Pass, PassContext, PassResult, lossy
 from optimc.core.units import Seconds
@@ -84,13 +85,14 @@ class Train(Pass):
     `{crop: 4}` (shifts by up to 4 pixels, zeros moving in)."""
     distill: Distill | None = None
     """A teacher and losses against its answers: `distill: {}` takes the source and its logits.
-    `teacher` is `source`, `{onnx: FILE}` or `{factory: "module:function", weights: {file: FILE},
-    arguments: {}}`. `losses` is a list of: `logits` (temperature; arXiv:1503.02531), `features`
-    (pairs of layers, student: teacher; arXiv:1412.6550), `attention_transfer` (pairs;
-    arXiv:1612.03928), `similarity_preserving` (pairs; arXiv:1907.09682), `embedding` (kind: cosine
-    or mse), each with a `weight`, which may go from `first` to `last`; and `{call:
-    "module:function", arguments: {}, weight: 1}` for the user's own, which gets one
-    `optimc.passes._train_step.Step`. `labels` is the factor of the loss that labels give."""
+    `teacher` is `source`, `{onnx: FILE}`, `{hf: FOLDER, task: embedding}` or `{factory:
+    "module:function", weights: {file: FILE}, arguments: {}}`. `losses` is a list of: `logits`
+    (temperature; arXiv:1503.02531), `features` (pairs of layers, student: teacher;
+    arXiv:1412.6550), `attention_transfer` (pairs; arXiv:1612.03928), `similarity_preserving`
+    (pairs; arXiv:1907.09682), `embedding` (kind: cosine or mse), each with a `weight`, which may go
+    from `first` to `last`; and `{call: "module:function", arguments: {}, weight: 1}` for the user's
+    own, which gets one `optimc.passes._train_step.Step`. `labels` is the factor of the loss that
+    labels give."""
     freeze_batchnorm: bool = False
     """Keep the running statistics of batch normalization as they are."""
     keep: Literal["best", "last"] = "best"
@@ -142,13 +144,19 @@ class Train(Pass):
         return self.learning_rate * schedule.share(step, steps, epoch_steps)
 
     def check(self, model: Model, context: PassContext) -> None:
-        """Raises PreconditionError for files that are not there, and patience without tuning."""
+        """Raises PreconditionError for files that are not there, and patience without tuning;
+        UnavailableError where transformers is not installed and the teacher needs it."""
+        from importlib.util import find_spec
+
         for file in self._teacher_files(context.folder):
             if not file.is_file():
                 raise PreconditionError(
                     f"train: the teacher's file {file} is not there",
                     fix="correct the path (it is relative to the recipe)",
                 )
+        teacher: Any = self.distill.teacher if self.distill is not None else None
+        if getattr(teacher, "hf", None) and find_spec("transformers") is None:
+            raise missing_extra("hf", "a teacher from a folder of transformers")
         if self.patience is not None and not context.has(Input.TUNING):
             raise PreconditionError(
                 "train: `patience` needs a tuning split to judge epochs by",
@@ -163,24 +171,47 @@ class Train(Pass):
         with context.workshop(model) as shop:
             return Course(self, model, context, shop).run()
 
-    def files(self, folder: Path) -> list[Path]:
-        """The teacher's files with its external data, and the source in `folder` of the user's
-        functions: see `_train_files`."""
-        from optimc.passes._train_files import onnx_files, source_files
+    def module_patterns(self) -> Mapping[str, Sequence[str]]:
+        """The layers that losses name, of the student and of a teacher that is the source."""
+        from glob import escape
 
+        from optimc.passes._train_losses import tapped
+
+        own, others = tapped(self)
+        source = self.distill is not None and self.distill.teacher == "source"
+        named = [*own, *others] if source else own
+        return {"distill.losses": [escape(name) for name in named]}
+
+    def functions(self) -> list[str]:
+        """Losses and the teacher's factory."""
         calls = [self.loss.call] if isinstance(self.loss, UserLoss) else []
-        named = self._teacher_files(folder)
         if self.distill is not None:
             calls += [entry.call for entry in self.distill.losses if entry.call is not None]
             if not isinstance(self.distill.teacher, str) and self.distill.teacher.factory:
                 calls.append(self.distill.teacher.factory)
-            elif not isinstance(self.distill.teacher, str):
-                named = [file for path in named for file in onnx_files(path)]
-        return [*named, *source_files(folder, (call.partition(":")[0] for call in calls))]
+        return calls
+
+    def files(self, folder: Path) -> list[Path]:
+        """The teacher's files with its external data, and the source in `folder` of the user's
+        functions: see `core.user_code.source_files`."""
+        from optimc.core.user_code import source_files
+        from optimc.passes._train_files import onnx_files
+
+        named = self._teacher_files(folder)
+        teacher = self.distill.teacher if self.distill is not None else "source"
+        if not isinstance(teacher, str) and teacher.onnx is not None:
+            named = [file for path in named for file in onnx_files(path)]
+        modules = (call.partition(":")[0] for call in self.functions())
+        return [*named, *source_files(folder, modules)]
 
     def _teacher_files(self, folder: Path) -> list[Path]:
         teacher: Any = self.distill.teacher if self.distill is not None else None
         if teacher is None or isinstance(teacher, str):
             return []
         names = [teacher.onnx, teacher.weights.file if teacher.weights else None]
+        if teacher.hf is not None:
+            place = folder / teacher.hf
+            kinds = (".bin", ".json", ".safetensors")
+            found = {p for p in place.glob("*") if p.is_file() and p.suffix in kinds}
+            return sorted(found | {place / "config.json"})
         return [folder / name for name in names if name is not None]

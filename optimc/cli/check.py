@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from optimc.cli.run import printable
 from optimc.core.errors import ExitCode
 from optimc.pipeline.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from optimc.calibration.dataset import Dataset
+
+GLANCE = 2_000
+"""Samples of a function of the user's that stand for all, so that a check takes seconds."""
 
 
 def run_check(recipe_path: Path, *, explain: bool, settings: list[str], untrusted: bool) -> int:
@@ -54,7 +62,7 @@ def _check_model_and_data(recipe: Recipe) -> None:
     from optimc.pipeline.tuning import check_tuning
 
     recipe, signature = checked_signature(recipe)
-    data = open_data(recipe, signature)
+    data = open_data(recipe, signature, glance=GLANCE)
     check_embedding(recipe, signature, data)
     check_metrics(recipe, data.evaluation, signature)
     check_tuning(recipe, data)
@@ -62,3 +70,17 @@ def _check_model_and_data(recipe: Recipe) -> None:
     if recipe.data is not None:
         splits = {name: data.splits[name] for name in recipe.data.splits}
         check_disjoint(splits, recipe.data.allow_overlap)
+        _say_what_was_looked_at(splits)
+
+
+def _say_what_was_looked_at(splits: Mapping[str, Dataset]) -> None:
+    for name, dataset in splits.items():
+        count = getattr(dataset, "looked_at", None)
+        if count is not None:
+            print(
+                printable(
+                    f"note: data.{name}: the first {count:,} samples of {dataset.where} were looked"
+                    " at; a build looks at all"
+                ),
+                file=sys.stderr,
+            )

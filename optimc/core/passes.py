@@ -559,6 +559,15 @@ class Pass(BaseModel, ABC):
         """
         return []
 
+    def module_patterns(self) -> Mapping[str, Sequence[str]]:
+        """By option: patterns that have to name modules of the source, to be checked before any
+        work. The pass itself says more when it runs."""
+        return {}
+
+    def functions(self) -> list[str]:
+        """The user's functions that options name, as ``module:function``."""
+        return []
+
     def options(self) -> dict[str, Any]:
         """The options as plain data, defaults included."""
         return self.model_dump(mode="json")

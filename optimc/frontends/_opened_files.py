@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from optimc.core.user_code import is_installed
 
 _SYSTEM = ("/proc", "/sys", "/dev", "/etc", "/usr/share")
 
@@ -70,11 +71,3 @@ def _counts(name: str) -> bool:
         return False
     path = path.resolve()
     return not is_installed(path) and not any(path.is_relative_to(place) for place in _SYSTEM)
-
-
-def is_installed(path: Path) -> bool:
-    """Whether the file is of Python's library or an installed package, which has a version."""
-    places = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
-    ours = Path(__file__).parents[1]
-    inside = any(path.is_relative_to(place) for place in (*places, ours))
-    return inside or "site-packages" in path.parts

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from optimc.core.errors import InputError, OptimcError
-from optimc.frontends._opened_files import is_installed, opened_files
+from optimc.core.user_code import is_installed
+from optimc.frontends._opened_files import opened_files
 from optimc.frontends._torch_modules import flat_module, named_tensors, unique_output_names
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class Described:
     notes: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     """Files that were read beside those that the source names."""
+    modules: list[str] = field(default_factory=list)
+    """The names of a module's parts."""
 
 
 class TorchModel(ABC):
@@ -61,6 +64,7 @@ class ModuleModel(TorchModel):
     """A module whose inputs are described."""
 
     def __init__(self, module: torch.nn.Module, described: Described) -> None:
+        described.modules = [name for name, _ in module.named_modules() if name]
         self.described = described
         self.module = module.eval()
         self.flat = flat_module(module, self.names).eval()

@@ -43,6 +43,7 @@ class Description:
     dims: Mapping[str, tuple[int, int, int]]
     notes: tuple[str, ...]
     files: tuple[str, ...]
+    modules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ class TorchFrontEnd:
             dims={name: (a, b, c) for name, (a, b, c) in data["dims"].items()},
             notes=tuple(data["notes"]),
             files=tuple(data["files"]),
+            modules=tuple(data["modules"]),
         )
 
     def export(

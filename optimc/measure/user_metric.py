@@ -20,6 +20,11 @@ A value that is computed cannot be resampled. So that its drop has an interval, 
 and 20 of them miss one twentieth of the samples each: `update` is called on parts of batches, and
 has to keep what it needs in the object. `compute` is called once, and must give a finite number
 for any part of the samples. Whatever the code raises ends the build in one message that names it.
+
+Values on the evaluation data are computed anew in every build. What passes choose on the tuning
+data is kept, and a training that was killed goes on, as long as the module's file stays as it is,
+with the files beside it that it imports. What else the code reads (a word list, a service) is not
+seen: after a change there, build once with ``--no-cache``.
 """
 
 from __future__ import annotations

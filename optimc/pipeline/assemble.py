@@ -74,6 +74,12 @@ class CellResult:
         """The same of the passes behind the last one of the torch level; of all without any."""
         return any(o.modified and o.lossy for o in self._since_export())
 
+    @property
+    def exported(self) -> OnnxModel | None:
+        """What passes on the module left, as it was exported; None where there were none."""
+        models = [o.model for o in self.outcomes if o.name == "export"]
+        return models[-1] if models and isinstance(models[-1], OnnxModel) else None
+
     def _since_export(self) -> tuple[PassOutcome, ...]:
         levels = [o.model.level is Level.TORCH for o in self.outcomes]
         return (

@@ -32,6 +32,7 @@ from optimc.pipeline.legalization import legalize_cells
 from optimc.pipeline.lint import lint_cells
 from optimc.pipeline.lock import lock_path, read_lock, refuse_differences
 from optimc.pipeline.manager import CompiledModel, PassInputs, PassManager, PassOutcome
+from optimc.pipeline.naming import check_module_names
 from optimc.pipeline.observer import BuildObserver, Dumper, working_on
 from optimc.pipeline.oracle import Oracle
 from optimc.pipeline.outputs import verified_by
@@ -138,6 +139,7 @@ class Build:
             read_lock(lock_path(self.recipe.path))  # before any work: it may not be there
         self.observer.on_stage(f"reading {self.recipe.model.shown(self.recipe.folder)}")
         self.source = read_source(self.recipe, cache, self.limits, workspace)
+        check_module_names(self.recipe, self.source.known)
         self.recipe = with_known(self.recipe, self.source.known)
         self.data = open_data(self.recipe, self.source.model.signature)
         check_data_cases(self.recipe, self.data.evaluation)

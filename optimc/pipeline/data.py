@@ -66,11 +66,13 @@ class BuildData:
         return {name: d.digest for name, d in sorted(self.splits.items())} | table
 
 
-def open_data(recipe: Recipe, signature: Signature) -> BuildData:
+def open_data(recipe: Recipe, signature: Signature, glance: int | None = None) -> BuildData:
     """Opens and checks the recipe's data against the model's signature.
 
+    With `glance`, of a function's samples no more than that many are looked at.
     Raises InputError for what does not fit. Overlap of the splits is a check of its own.
     """
+    from optimc.calibration.call_dataset import CallDataset
     from optimc.calibration.checks import check_against, fixed_batch
     from optimc.calibration.random_data import RandomDataset
 
@@ -80,6 +82,8 @@ def open_data(recipe: Recipe, signature: Signature) -> BuildData:
         inputs = [spec.name for spec in signature.inputs]
         for name, source in recipe.data.splits.items():
             splits[name] = source.for_inputs(inputs).open(recipe.folder, recipe.seed)
+            if glance is not None and isinstance(splits[name], CallDataset):
+                splits[name].glance(glance)
     dims = resolved_dims(recipe, signature, splits)
     check_cases(recipe, dims)
     bounds = {name: (dim.min, dim.max, dim.multiple_of) for name, dim in dims.items()}

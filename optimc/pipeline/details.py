@@ -9,6 +9,7 @@ from optimc.pipeline.cases import benchmark_cases
 from optimc.pipeline.profiling import profile
 from optimc.pipeline.quantized_ranges import cell_ranges
 from optimc.pipeline.shown import shown_samples
+from optimc.pipeline.slower import slower_in_int8
 from optimc.pipeline.steps import cell_steps
 from optimc.report.values import Skipped
 
@@ -27,6 +28,7 @@ def with_details(build: Build, gate: GateResult, report: Report) -> Report:
         build.observer.on_stage("profiling layers")
         profiles = profile(build, gate, benchmark_cases(build)[0])
     steps = cell_steps(build, gate)
+    build.warnings += slower_in_int8(build.recipe, report, steps)
     return report.model_copy(
         update={
             "warnings": unique(build.warnings),  # following the passes may have added some

@@ -294,6 +294,7 @@ def known_of(description: Description, recipe: Recipe) -> dict[str, Any]:
         "values": {n: list(v) for n, v in description.values.items() if integers[n]},
         "range": {n: list(v) for n, v in description.values.items() if not integers[n]},
         "dims": {name: list(sizes) for name, sizes in dims.items() if isinstance(name, str)},
+        "modules": list(description.modules),
     }
 
 

@@ -18,6 +18,7 @@ from optimc.core.model import Level
 from optimc.core.passes import Input, Pass
 from optimc.core.targets import Target, TargetSpec
 from optimc.pipeline.choosing import check_choices, check_files, check_training
+from optimc.pipeline.naming import check_functions
 from optimc.pipeline.recipe.model_sources import ModuleSource
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ def make_plan(recipe: Recipe, *, variant: str | None = None, target: str | None 
     check_choices(recipe)
     check_training(recipe)
     check_files(recipe)
+    check_functions(recipe)
     for variant_name, target_name in recipe.cells:
         if not fnmatchcase(variant_name, variant or "*") or not fnmatchcase(
             target_name, target or "*"

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from optimc.core.errors import CellError, OptimcError
+from optimc.pipeline.module_paths import GraphNode, nodes_of, same_nodes
 from optimc.pipeline.timing import Case, exclusive
 from optimc.report.profile import EngineProfile, ProfiledLayer
 from optimc.report.values import Skipped
@@ -34,20 +34,20 @@ _SECONDS = 1.0
 """About how long one engine is profiled for."""
 
 
-@dataclass(frozen=True)
-class _Node:
-    name: str
-    outputs: tuple[str, ...]
-    inputs: tuple[str, ...]
-
-
 class Origins:
     """Which nodes of the source the nodes and values of an engine's graph come from."""
 
-    def __init__(self, model: OnnxModel, source: OnnxModel) -> None:
-        """`model` is what the engine was made from: the source itself, or what came of it."""
-        self._nodes = _nodes(model)
-        self._source = _nodes(source)
+    def __init__(
+        self, model: OnnxModel, source: OnnxModel, exported: OnnxModel | None = None
+    ) -> None:
+        """`model` is what the engine was made from: the source itself, or what came of it.
+
+        `exported` is what passes on the module left, where there were some: its values have names
+        of their own, and it is told from the source by the modules of both.
+        """
+        self._nodes = nodes_of(model)
+        self._source = nodes_of(source if exported is None else exported)
+        self._same = None if exported is None else same_nodes(self._source, nodes_of(source))
         makers = {value: node for node in self._source for value in node.outputs}
         if model.digest == source.digest:
             self._origins = list(self._source)
@@ -55,10 +55,18 @@ class Origins:
         provenance = model.provenance
         self._origins = []
         for node in self._nodes:
-            found = (makers.get(provenance.get(value, "")) for value in node.outputs)
+            names = [provenance.get(value, "") for value in node.outputs]
+            if exported is not None:
+                names += node.outputs  # passes keep them where a value means the same
+            found = (makers.get(name) for name in names)
             self._origins.append(next((maker for maker in found if maker is not None), None))
 
-    _origins: list[_Node | None]
+    _origins: list[GraphNode | None]
+
+    def name_of(self, layer: TimedLayer, nodes: Sequence[str]) -> str:
+        """What tables call a layer that does the work of `nodes`: numbers in names of an export
+        count anew, so that the layer of another node may have its name in the source."""
+        return layer.name if self._same is None or not nodes else nodes[0]
 
     def of(self, layers: Iterable[TimedLayer]) -> list[tuple[str, ...]]:
         """For each layer the names of the source's nodes that it does the work of.
@@ -68,11 +76,11 @@ class Origins:
         readers became, as passes do with what they fold into weights.
         """
         layers = list(layers)
-        owners: dict[_Node, int] = {}
+        owners: dict[GraphNode, int] = {}
         for node, owner in self._owned(layers):
             if node is not None:
                 owners.setdefault(node, owner)
-        readers: dict[str, list[_Node]] = {}
+        readers: dict[str, list[GraphNode]] = {}
         for node in self._source:
             for value in node.inputs:
                 readers.setdefault(value, []).append(node)
@@ -84,11 +92,12 @@ class Origins:
                     owners[node] = reader
         found: list[list[str]] = [[] for _ in layers]
         for node in self._source:
-            if node in owners:
-                found[owners[node]].append(_called(node))
+            origin = node if self._same is None else self._same.get(node)
+            if node in owners and origin is not None:
+                found[owners[node]].append(origin.called)
         return [tuple(names) for names in found]
 
-    def _owned(self, layers: Sequence[TimedLayer]) -> Iterator[tuple[_Node | None, int]]:
+    def _owned(self, layers: Sequence[TimedLayer]) -> Iterator[tuple[GraphNode | None, int]]:
         """Each node of the engine's graph that a layer runs, by its origin, with that layer."""
         named: dict[str, int] = {}
         for index, layer in enumerate(layers):
@@ -103,22 +112,6 @@ class Origins:
             if owner is not None:
                 made_by.update(dict.fromkeys(node.outputs, owner))
                 yield origin, owner
-
-
-def _nodes(model: OnnxModel) -> list[_Node]:
-    """The nodes of the main graph, in the order of the graph."""
-    return [
-        _Node(
-            node.name or "",
-            tuple(value.name for value in node.outputs if value.name),
-            tuple(value.name for value in node.inputs if value is not None and value.name),
-        )
-        for node in model.ir.graph
-    ]
-
-
-def _called(node: _Node) -> str:
-    return node.name or next(iter(node.outputs), "")
 
 
 def profile(build: Build, gate: GateResult, case: Case) -> tuple[EngineProfile, ...] | Skipped:
@@ -146,7 +139,7 @@ def profile(build: Build, gate: GateResult, case: Case) -> tuple[EngineProfile, 
         for result in chosen:
             assert result.engine is not None
             model = result.final_model(build.start.model)
-            origins = Origins(model, build.source.model)
+            origins = Origins(model, build.source.model, result.exported)
             name = result.cell.name
             feeds = case.feeds[0]
             asked = Asked(name, name, result.engine, case.sizes, feeds, origins)
@@ -206,7 +199,7 @@ def profiled(asked: Asked, limits: Limits, notes: list[str]) -> list[EngineProfi
         return []
     made = tuple(
         ProfiledLayer(
-            name=layer.name,
+            name=origins.name_of(layer, nodes),
             operator=layer.operator,
             dtype=layer.dtype,
             ms=round(layer.ms, 6),

@@ -26,11 +26,13 @@ def checked_signature(recipe: Recipe) -> tuple[Recipe, Signature]:
     from optimc.pipeline.cache import Cache
     from optimc.pipeline.ingest import read_source
     from optimc.pipeline.ingest_torch import with_known
+    from optimc.pipeline.naming import check_module_names
 
     cache = Cache()
     try:
         with cache.workspace() as workspace:
             source = read_source(recipe, cache, worker_limits(recipe), workspace)
+            check_module_names(recipe, source.known)
             return with_known(recipe, source.known), source.model.signature
     finally:
         cache.close()

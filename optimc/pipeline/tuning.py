@@ -12,18 +12,23 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimc.core.cpu import cpu_features
 from optimc.core.digest import digest_of
 from optimc.core.errors import InputError, OptimcError
+from optimc.core.files import file_sha256
 from optimc.core.model import Model, OnnxModel
 from optimc.core.passes import Cost, Drop, Input, Ratio, Runner
 from optimc.core.torch_model import TorchModel
+from optimc.core.user_code import code_files
 from optimc.core.worker import Worker
 from optimc.measure.metric import SampleMetric
 from optimc.measure.metrics import compare
+from optimc.measure.user_function import FunctionMetric
+from optimc.measure.user_metric import LoadedMetric
 from optimc.pipeline.choosing import choosing_passes
 from optimc.pipeline.evaluation import Evaluator, loaded_metrics
 from optimc.pipeline.versions import compiler_digest, tool_versions
@@ -81,6 +86,7 @@ class TuningMetric:
         self._seed = build.recipe.seed
         self._limits = build.limits
         self._workspace = build.workspace
+        self._warn = build.warnings.append
         self._renamed = {
             old: option.rename
             for old, option in build.recipe.outputs.items()
@@ -104,13 +110,29 @@ class TuningMetric:
     @property
     def digest(self) -> str:
         """Names the data, the metric with its options, and the source."""
-        metric = self._metric
-        own = metric.model_dump(mode="json") if isinstance(metric, SampleMetric) else time.time_ns()
         return digest_of(
-            ["tuning", self.metric, own, self._source[0].digest],
+            ["tuning", self.metric, self._about_metric, self._source[0].digest],
             [self._evaluator.dataset.digest, self._evaluator.raw.digest],
             [compiler_digest(), tool_versions(["onnxruntime", "numpy"])],
         )
+
+    @cached_property
+    def _about_metric(self) -> Any:
+        """Its options, or its code; where the code has no file, something new in every build."""
+        metric = self._metric
+        if isinstance(metric, SampleMetric):
+            return metric.model_dump(mode="json")
+        assert isinstance(metric, FunctionMetric | LoadedMetric)
+        module = metric.call.partition(":")[0]
+        files = code_files(module)
+        if files is None:
+            self._warn(
+                f"metric {self.metric}: `{module}` has no file, so what passes choose by it is not "
+                "kept, and a training that is killed begins anew: write it into a file"
+            )
+            return time.time_ns()
+        code = [[file.name, file_sha256(file)] for file in files]
+        return [metric.call, metric.better, code, tool_versions([module.partition(".")[0]])]
 
     def drop(self, model: Model) -> Drop:
         """See `core.passes.Tuning`."""

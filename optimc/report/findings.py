@@ -66,8 +66,14 @@ def findings(report: Report) -> tuple[Finding, ...]:
         for kind, what, reason in _of_cell(cell):
             grouped.setdefault((kind, what, reason), []).append(cell.name)
     for path, value in _skipped(report, ""):
-        if not path.startswith(("results[", "gate.")):  # the gate's checks say it themselves
+        # The gate's checks say it themselves, and the steps' table does.
+        if not path.startswith(("results[", "gate.", "steps[")):
             grouped.setdefault(("not measured", _INDEX.sub("", path), value.skipped), [])
+    known = {reason for _, _, reason in grouped}
+    for path, value in _skipped(report, ""):
+        if path.startswith("steps[") and value.skipped not in known:
+            column = f"{path.rpartition('.')[2]} from pass to pass"
+            grouped.setdefault(("not measured", column, value.skipped), [])
     found = [Finding(*key, tuple(dict.fromkeys(cells))) for key, cells in grouped.items()]
     return tuple(sorted(found, key=lambda finding: KINDS.index(finding.kind)))
 

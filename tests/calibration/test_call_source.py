@@ -88,6 +88,24 @@ def samples():
     assert "take: 1000" in str(caught.value.fix)
 
 
+def test_a_glance_takes_the_first_samples_for_all(folder: Path) -> None:
+    endless = """
+def samples():
+    return ({"x": np.array([n])} for n in itertools.count())
+"""
+    dataset = opened(folder, endless)
+    dataset.glance(3)
+    assert (len(dataset), dataset.looked_at) == (3, 3)
+    assert [batch.feeds["x"].tolist() for batch in dataset.batches(2)] == [[[0], [1]], [[2]]]
+    few = opened(folder, IMAGES, take=6)
+    few.glance(6)
+    assert (len(few), few.looked_at) == (6, None)
+    more = opened(folder, IMAGES, take=7)
+    more.glance(10)
+    with pytest.raises(InputError, match="more samples than the 6 there are"):
+        len(more)
+
+
 def test_the_digest_names_the_samples(folder: Path) -> None:
     def code(value: int, label: int = 0) -> str:
         return f"def samples():\n    yield {{'x': np.array([1, {value}])}}, {label}\n"

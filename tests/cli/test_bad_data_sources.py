@@ -257,3 +257,25 @@ def test_untrusted_refuses_functions(folder: Path) -> None:
     code, said = check(folder, CALL, "check --untrusted recipe.yaml")
     assert code == 2
     assert "`call: own_bad_samples:samples` runs code, which --untrusted refuses" in said
+
+
+_MANY = """
+import numpy as np
+
+def samples():
+    for number in range(%d):
+        image = np.zeros((3, 8, 8), np.float32)
+        image[0, 0, 0] = number
+        yield {"x": image}, %s
+"""
+
+
+def test_check_looks_at_a_functions_first_samples_and_says_so(folder: Path) -> None:
+    (folder / "own_many_samples.py").write_text(_MANY % (2_100, "number % 4"))
+    recipe = CALL.replace("own_bad_samples", "own_many_samples")
+    code, said = check(folder, recipe)
+    assert code == 0, said
+    assert "data.evaluation: the first 2,000 samples of `own_many_samples:samples`" in said
+    (folder / "own_few_samples.py").write_text(_MANY % (2_000, "number % 4"))
+    code, said = check(folder, CALL.replace("own_bad_samples", "own_few_samples"))
+    assert (code, "first 2,000" in said) == (0, False), said

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from optimc.core.errors import PreconditionError
+from optimc.core.errors import InputError, PreconditionError
 from optimc.core.passes import Input, PassResult, RewriteLog, Runner
 from optimc.core.torch_model import TorchModel
 from optimc.core.workbench import Workbench
@@ -192,8 +192,32 @@ def test_among_names_other_modules(nets: Any, tmp_path: Path) -> None:
     assert told["blocks"] == []
     reasons = {where: reason for _, where, reason in told["refused"]}
     assert "shape and type" in reasons["blocks.2.conv1"]
-    with pytest.raises(PreconditionError, match=r"no module has a name like `layers\.\*`"):
-        run(graded(nets), tmp_path, PruneDepth(blocks=1, among=["layers.*"]))
+
+
+def test_patterns_that_name_nothing_are_errors(nets: Any, tmp_path: Path) -> None:
+    def said(**options: Any) -> str:
+        with pytest.raises(InputError) as caught:
+            run(graded(nets), tmp_path, PruneDepth(blocks=1, **options))
+        return str(caught.value)
+
+    assert "among: `layers.*` names no module" in said(among=["blocks.*", "layers.*"])
+    assert "`block.1` names no block" in said(keep=["block.1"])
+    assert "did you mean `blocks.1`" in said(keep=["block.1"])
+    # A part of a block is no block: it would not keep it.
+    assert "names no block" in said(keep=["blocks.0.conv1"])
+
+
+def test_patterns_may_name_what_a_pass_before_took_out(nets: Any) -> None:
+    from optimc.passes._prune_modules import find_layers
+
+    bench = graded(nets)
+    bench.skip("blocks.1")
+    told = survey(bench, {}, among=[], keep=["blocks.1"])
+    assert told["blocks"] == ["blocks.0", "blocks.2", "blocks.3"]
+    layers = find_layers(bench, {}, keep=["blocks.1.conv1"], where="prune_n_m")
+    assert "blocks.1.conv1" not in [layer["name"] for layer in layers]
+    with pytest.raises(InputError, match=r"`blocks\.1\.conv7` names no layer"):
+        find_layers(bench, {}, keep=["blocks.1.conv7"], where="prune_n_m")
 
 
 @pytest.mark.parametrize("target", ["macs", "parameters"])

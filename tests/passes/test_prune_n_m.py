@@ -15,9 +15,11 @@ from optimc.core.model import OnnxModel
 from optimc.core.onnx_sparsity import layer_weights, nonzeros, sparsity_of
 from optimc.core.passes import Pass
 from optimc.core.patterns import holds_pattern
+from optimc.passes.fit_rounding import FitRounding
 from optimc.passes.float16 import Float16
 from optimc.passes.fuse import Fuse
 from optimc.passes.prune_n_m import PruneNM
+from optimc.passes.qat import Qat
 from optimc.passes.quantize_dynamic import QuantizeDynamic
 from optimc.passes.quantize_int8 import QuantizeInt8
 from optimc.passes.simplify import Simplify
@@ -25,8 +27,10 @@ from optimc.targets.quantization_specs import onnxruntime_cpu
 from optimc.testing import PassContract
 from optimc.testing.calibrated import random_calibration, target_spec
 from optimc.testing.graphs import GraphBuilder
+from optimc.testing.inline_workers import InlineWorker
 from optimc.testing.runs import run_pass
 from optimc.testing.sparse import sparse_contract_models
+from optimc.testing.training_data import random_training
 
 
 class TestPruneNM(PassContract):
@@ -112,6 +116,34 @@ FOLLOWERS: Mapping[str, Pass] = {
     "int8": QuantizeInt8(),
     "dynamic": QuantizeDynamic(),
 }
+
+
+@pytest.mark.parametrize("last", ["qat", "fit_rounding"])
+def test_the_pattern_survives_what_trains_integers(
+    last: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: OnnxModel = pruned(with_batchnorm())
+    for pass_ in (Simplify(), Fuse()):
+        model = run_pass(pass_, model).model  # type: ignore[assignment]
+    spec, calibration = target_spec(onnxruntime_cpu({"avx512_vnni"})), random_calibration(model)
+    quantized = run_pass(QuantizeInt8(), model, spec=spec, calibration=calibration).model
+    assert isinstance(quantized, OnnxModel)
+    if last == "qat":
+        torch = pytest.importorskip("torch")
+        monkeypatch.setattr("optimc.core.worker.Worker", InlineWorker)
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        pass_ = Qat(epochs=1, batch=16, learning_rate=5.0, scale_learning_rate=0.05, keep="last")
+        training = random_training(model, 64)
+        result = run_pass(pass_, quantized, quantized_from=model, training=training)
+        torch.use_deterministic_algorithms(deterministic)
+    else:
+        fit = FitRounding(iterations=50)
+        result = run_pass(fit, quantized, quantized_from=model, calibration=calibration)
+    assert isinstance(result.model, OnnxModel)
+    assert result.model.digest != quantized.digest
+    found = sparsity_of(result.model.ir)
+    assert len(found) == 4
+    assert all(layer.two_of_four for layer in found), found
 
 
 @pytest.mark.parametrize("last", FOLLOWERS)

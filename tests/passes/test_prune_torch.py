@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from optimc.core.errors import PreconditionError
+from optimc.core.errors import InputError, PreconditionError
 from optimc.core.model import Signature
 from optimc.core.passes import Pass, PassContext, PassResult, RewriteLog
 from optimc.core.patterns import holds_pattern
@@ -176,8 +176,12 @@ def test_layers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 
 def test_bad_patterns_and_nothing_to_do_are_errors(tmp_path: Path) -> None:
-    with pytest.raises(PreconditionError, match="keep: `nowhere` names no layer"):
-        run(PruneNM(keep=["nowhere"]), small(), tmp_path)
+    for pass_ in (PruneNM(keep=["bodi"]), PruneMagnitude(share=0.5, keep=["bo*", "bodi"])):
+        with pytest.raises(InputError) as caught:
+            run(pass_, small(), tmp_path)
+        assert "keep: `bodi` names no layer" in caught.value.what
+        assert "did you mean `body`?" in str(caught.value.fix)
+        assert caught.value.exit_code == 2
     with pytest.raises(PreconditionError, match="no layer of this model can be pruned"):
         run(PruneNM(keep=["*"]), small(), tmp_path)
 

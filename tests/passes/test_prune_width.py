@@ -272,6 +272,15 @@ def test_heads_under_another_name_are_found_by_the_option(nets: Any) -> None:
     assert [(g["kind"], g["unit"], len(g["scores"])) for g in told["groups"]] == [("heads", 8, 4)]
 
 
+def test_patterns_that_name_nothing_are_errors(nets: Any) -> None:
+    bench = bench_of(nets, nets.ResidualNet)
+    with pytest.raises(InputError, match=r"keep: `blocks\.x` names no module") as caught:
+        surveyed(bench, keep=["blocks.*", "blocks.x"])
+    assert "did you mean `blocks." in str(caught.value.fix)
+    with pytest.raises(InputError, match="heads: `attn` names no module"):
+        surveyed(bench, heads={"attn": 4})
+
+
 def test_keep_and_cut_leave_groups_alone(nets: Any) -> None:
     told = surveyed(bench_of(nets, nets.ResidualNet), keep=["blocks.1"])
     assert [g["name"] for g in told["groups"]] == ["blocks.0.conv1", "blocks.2.conv1"]

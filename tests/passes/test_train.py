@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from optimc.calibration.npz import NpzSource
 from optimc.calibration.sample_store import store_samples
 from optimc.core.errors import CellError, InputError, PreconditionError
 from optimc.core.passes import Drop, PassResult
+from optimc.passes._train_progress import judged_line, progress_line
 from optimc.passes.train import Train
 from optimc.testing.workshops import TorchTrial
 
@@ -192,6 +195,44 @@ OPTIMIZERS = [
     # 16 numbers against 10: a linear map is trained along.
     {"distill": {"losses": [{"features": {"pairs": {"7": "8"}}}]}, "schedule": "one_cycle"},
 ]
+
+
+def test_the_line_of_progress_tells_all_that_one_waits_for(
+    trial: TorchTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    loop = "optimc.passes._train_loop.tell"
+    monkeypatch.setattr(loop, lambda share, text: told.append(text))
+    train(trial, epochs=1)
+    assert re.fullmatch(r"epoch 1/1, loss [\d.]+, \d+ s left", told[-1])
+    trial.tuning = judge = Judge()
+    told.clear()
+    train(trial, epochs=2)
+    assert re.fullmatch(
+        rf"epoch 2/2, loss [\d.]+, top1 drop {judge.seen[1]:.4g}( \(best [\d.]+\))?, \d+ s left",
+        told[-1],
+    )
+
+
+@pytest.mark.parametrize(
+    ("drops", "line"),
+    [
+        ([], ""),
+        ([None, None], ""),
+        ([0.25], "top1 drop 0.25"),
+        ([0.25, 0.5], "top1 drop 0.5 (best 0.25)"),
+        ([0.25, float("nan")], "top1 drop nan (best 0.25)"),
+        ([float("nan")], "top1 drop nan"),
+    ],
+)
+def test_what_the_tuning_split_said_is_one_phrase(drops: list[float | None], line: str) -> None:
+    assert judged_line("top1", drops) == line
+
+
+def test_the_time_left_is_in_the_unit_that_suits_it() -> None:
+    assert progress_line(1, 2, 0.5, 89) == "epoch 1/2, loss 0.5, 89 s left"
+    assert progress_line(1, 2, 0.5, 600, "x") == "epoch 1/2, loss 0.5, x, 10 min left"
+    assert progress_line(1, 2, 0.5, 7200) == "epoch 1/2, loss 0.5, 2.0 h left"
 
 
 @pytest.mark.parametrize(("options", "epoch"), list(zip(OPTIMIZERS, (2, 1, 2, 1, 2), strict=True)))
@@ -580,7 +621,10 @@ def test_mean_squares_against_numbers(trial: TorchTrial, tmp_path: Path) -> None
         ({"loss": {"call": "missing_module:f"}}, "cannot import `missing_module:f`"),
         ({"loss": {"call": "train_teachers:broken"}}, "`train_teachers:broken` raised KeyError"),
         ({"loss": {"call": "train_teachers:plain"}}, "gave float, not one number"),
-        ({"distill": {"losses": [{"features": {"pairs": {"9": "2"}}}]}}, "unknown module `9`"),
+        (
+            {"distill": {"losses": [{"features": {"pairs": {"9": "2"}}}]}},
+            "`9` is no module of the model",
+        ),
         ({"distill": {"losses": [{"features": {"pairs": {"2": "5"}}}]}}, "features: `2` gives"),
         (
             {"distill": {"losses": [{"attention_transfer": {"pairs": {"2": "5"}}}]}},
@@ -596,6 +640,67 @@ def test_what_does_not_fit_is_said_before_training(
         train(taught, **options)
     assert taught.shop is not None
     assert taught.shop.calls == ["begin"]
+
+
+def labelled(folder: Path, labels: Any) -> Any:
+    """Training data: 16 random images with these labels."""
+    folder.mkdir(exist_ok=True)
+    images = np.random.default_rng(0).random((16, 1, 8, 8)).astype(np.float32)
+    np.savez(folder / "own.npz", images=images, labels=labels)
+    source = NpzSource(npz="own.npz", inputs={"input": "images"}, labels="labels")
+    store_samples(source.open(folder, 0), folder / "own")
+    return SimpleNamespace(digest="own", stored=lambda: folder / "own")
+
+
+FLOATS = np.linspace(0, 1, 16, dtype=np.float32)
+CLASSES = np.arange(16) % 10
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "message"),
+    [
+        (FLOATS, {}, r"labels are float32 .n., and the output is .10. for a sample: floats are"),
+        (
+            FLOATS,
+            {"loss": "cross_entropy"},
+            r"cross_entropy takes the numbers of classes.*0\.06667",
+        ),
+        (CLASSES + 1, {}, r"cross_entropy takes labels from 0 to 9 .*, and there are such as 10"),
+        (CLASSES - 1, {}, "and there are such as -1"),
+        (np.eye(10)[CLASSES] * 2.0, {"loss": "cross_entropy"}, "from 0 to 1 .shares of the cla"),
+        (np.eye(10)[CLASSES] - 1.0, {"loss": "binary_cross_entropy"}, "from 0 to 1 .no and yes"),
+        (np.where(FLOATS > 0.5, np.nan, FLOATS), {"loss": "mse"}, "labels hold infinities or NaNs"),
+    ],
+)
+def test_labels_that_the_loss_does_not_take_are_said_before_training(
+    trial: TorchTrial, labels: Any, options: dict[str, Any], message: str
+) -> None:
+    trial.training = labelled(trial.folder, labels)
+    with pytest.raises(InputError, match=message) as caught:
+        train(trial, **options)
+    assert caught.value.where == "data.training"
+    assert caught.value.fix
+    assert trial.shop is not None
+    assert trial.shop.calls == ["begin"]
+
+
+def test_one_output_of_amounts_needs_another_loss_than_classes(trial: TorchTrial) -> None:
+    trial.make = lambda: torch.nn.Sequential(network(), torch.nn.Linear(10, 1))
+    trial.training = labelled(trial.folder, CLASSES % 2)
+    with pytest.raises(InputError, match=r"one number for a sample .labels are int64 .n") as caught:
+        train(trial)
+    assert "`loss: mse`" in str(caught.value.fix)
+    assert train(trial, loss="binary_cross_entropy", epochs=1).modified
+
+
+def test_floats_that_are_classes_or_shares_of_them_are_taken(trial: TorchTrial) -> None:
+    digests = []
+    for labels in (CLASSES, CLASSES.astype(np.float32), np.eye(10, dtype=np.float32)[CLASSES]):
+        trial.training = labelled(trial.folder / str(len(digests)), labels)
+        result = train(trial, loss="cross_entropy", epochs=1)
+        digests.append(tensors(result)["8.bias"])
+    assert np.array_equal(digests[0], digests[1])
+    assert np.allclose(digests[0], digests[2], atol=1e-5)
 
 
 def test_data_without_labels_need_a_teacher(trial: TorchTrial, bare_digits: Digits) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -190,3 +191,52 @@ def test_ranges_that_cut_too_much_are_bought_back_with_float(tmp_path: Path, sha
     assert outcome.budget.drop.point <= 0.03
     assert 1 <= len(outcome.choice["float"]) < 20
     assert any("layers in float" in note for note in report.notes)
+
+
+_OWN_METRIC = """\
+from own_words import SCALE
+
+
+def right(outputs, labels):
+    return SCALE * (next(iter(outputs.values())).argmax(-1) == labels)
+
+
+right.better = "higher"
+"""
+
+
+@pytest.mark.slow
+def test_choices_by_a_users_metric_are_kept_while_its_code_is(
+    tmp_path: Path, repository: Path
+) -> None:
+    """Training that was killed goes on by the same key; see `Cache.unfinished`."""
+    recipe = digits(tmp_path, repository, "{max_drop: 0.02}", planted=False)
+    text = recipe.read_text()
+    recipe.write_text(text.replace("{top1: {}}", "{own: {call: 'own_rights:right'}}"))
+    (tmp_path / "own_rights.py").write_text(_OWN_METRIC)
+    helper = tmp_path / "own_words.py"
+    helper.write_text("SCALE = 1.0\n")
+    first, _, _ = built(recipe, measure=False)
+    assert not first.results["int8/ort"].outcomes[-1].cached
+    again, report, _ = built(recipe, measure=False)
+    assert again.results["int8/ort"].outcomes[-1].cached
+    assert not any("has no file" in warning for warning in report.warnings)
+    helper.write_text("SCALE = 2.0\n")
+    changed, _, _ = built(recipe, measure=False)
+    assert not changed.results["int8/ort"].outcomes[-1].cached
+
+
+@pytest.mark.slow
+def test_a_users_metric_without_a_file_is_said_to_keep_nothing(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = ModuleType("made_in_memory")
+    exec(_OWN_METRIC.replace("from own_words import SCALE", "SCALE = 1.0"), module.__dict__)
+    monkeypatch.setitem(sys.modules, "made_in_memory", module)
+    recipe = digits(tmp_path, repository, "{max_drop: 0.02}", planted=False)
+    text = recipe.read_text()
+    recipe.write_text(text.replace("{top1: {}}", "{own: {call: 'made_in_memory:right'}}"))
+    _, report, _ = built(recipe, measure=False)
+    assert sum("`made_in_memory` has no file" in warning for warning in report.warnings) == 1
+    again, _, _ = built(recipe, measure=False)
+    assert not again.results["int8/ort"].outcomes[-1].cached

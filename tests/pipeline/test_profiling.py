@@ -50,6 +50,61 @@ def test_values_name_layers_as_nodes_do_and_a_stranger_stands_for_nothing() -> N
     ]
 
 
+def _residual(*blocks: int, head: str = "Gemm") -> OnnxModel:
+    """Residual blocks as an export calls them: nodes are counted anew, parameters are not."""
+    b = GraphBuilder()
+    value = b.input("x", ["batch", 4])
+    for count, block in enumerate(blocks):
+        w = b.constant(b.rng.normal(size=(4, 4)), f"module.{block}.weight")
+        h = b.node("Gemm", value, w, name=f"/linear_{count}", to=f"linear_{count}")
+        s = b.node("Add", value, h, name=f"/add_{count}", to=f"add_{count}")
+        value = b.node("Relu", s, name=f"/relu_{count}", to=f"relu_{count}")
+    turned = b.constant(b.rng.normal(size=(4, 2)), "val_3")
+    h = b.node("MatMul", value, turned, name="/product", to="product")
+    bias = b.constant(b.rng.normal(size=2), "module.head.bias")
+    b.node("Add", h, bias, name="/biased", to="y")
+    b.output("y", ["batch", 2])
+    return b.model()
+
+
+def test_layers_of_a_pruned_module_are_told_by_their_modules() -> None:
+    source, pruned = _residual(0, 1, 2), _residual(0, 2)
+    layers = [
+        *(_layer(f"/linear_{n}", f"/linear_{n}") for n in (0, 1)),
+        *(_layer(f"/add_{n}", f"/add_{n}", f"/relu_{n}") for n in (0, 1)),
+        _layer("/product", "/product", "/biased"),
+        _layer("reorder", "reorder_1"),
+    ]
+    origins = Origins(pruned, source, pruned)
+    nodes = origins.of(layers)
+    assert nodes == [
+        ("/linear_0",),
+        ("/linear_2",),
+        ("/add_0", "/relu_0"),
+        ("/add_2", "/relu_2"),
+        ("/product", "/biased"),
+        (),
+    ]
+    names = [origins.name_of(layer, n) for layer, n in zip(layers, nodes, strict=True)]
+    assert names == ["/linear_0", "/linear_2", "/add_0", "/add_2", "/product", "reorder"]
+
+
+def test_nodes_that_passes_changed_behind_the_export_keep_their_modules() -> None:
+    """A pass put new nodes around those it knows, which keep the names of their results."""
+    source, exported = _residual(0, 1, 2), _residual(2)
+    b = GraphBuilder()
+    x = b.input("x", ["batch", 4])
+    q = b.node("Identity", x, name="/quantized", to="x_quantized")
+    folded = b.constant(b.rng.normal(size=(4, 4)), "module.2.weight_folded")
+    r = b.node("Gemm", q, folded, name="/other", to="linear_0")
+    b.node("MatMul", r, b.weight(4, 2), name="/product", to="y")
+    b.output("y", ["batch", 2])
+    layers = [_layer("q", "/quantized"), _layer("gemm", "/other"), _layer("head", "/product")]
+    # What is not there any more was folded into what read it, as everywhere.
+    head = ("/add_2", "/relu_2", "/product", "/biased")
+    assert Origins(b.model(), source, exported).of(layers) == [(), ("/linear_2",), head]
+
+
 @pytest.mark.slow
 def test_a_build_profiles_what_ships_and_its_source(repository: Path, tmp_path: Path) -> None:
     recipes = tmp_path / "recipes"

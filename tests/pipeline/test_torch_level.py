@@ -186,6 +186,28 @@ def test_a_teacher_that_is_not_there_is_said_before_work(folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_names_of_modules_are_checked_before_work(folder: Path) -> None:
+    hint = "{train: {distill: {losses: [{features: {pairs: {'2': '%s'}}}]}}}"
+    write(folder, fine=f"[{{prune_depth: {{blocks: 1, keep: ['3']}}}}, {hint % 2}]")
+    checked = optimc(folder, "check", "recipe.yaml")
+    assert checked.code == 0, checked.err
+    for wrong, said in (
+        ("{prune_depth: {blocks: 1, keep: ['8']}}", "prune_depth: keep: `8` names no module"),
+        ("{prune_width: {macs: 0.5, keep: ['1.conv3']}}", "did you mean `1.conv"),
+        ("{prune_n_m: {keep: [conv1]}}", "prune_n_m: keep: `conv1` names no module"),
+        (hint % 9, "train: distill.losses: `9` names no module"),
+    ):
+        write(folder, wrong=f"[{wrong}]")
+        checked = optimc(folder, "check", "recipe.yaml")
+        assert checked.code == 2, checked.err
+        assert said in checked.err
+        assert "recipe.yaml:" in checked.err
+    # Behind the export names are those of nodes, which no check knows.
+    write(folder, later="[simplify, {prune_n_m: {keep: [conv1]}}]")
+    assert optimc(folder, "check", "recipe.yaml").code == 0
+
+
+@pytest.mark.slow
 def test_without_a_metric_what_is_left_is_held_to_the_source(folder: Path) -> None:
     write(folder, cut="[{prune_depth: {blocks: 3}}]")
     recipe = folder / "recipe.yaml"

@@ -47,8 +47,20 @@ def test_every_skip_of_a_built_cell_is_a_finding() -> None:
         ("engine.precision", "ONNX Runtime does not tell"),
         ("latency.p99_ms", "needs 500 runs, 212 were made"),
         ("source.latency.p99_ms", "needs 500 runs, 212 were made"),
-        ("steps.steps[2. train].speedup", "the sessions were too few"),
+        ("speedup from pass to pass", "the sessions were too few"),
     }
+
+
+def test_steps_do_not_repeat_what_is_said_of_the_report() -> None:
+    report = example_report()
+    why = Skipped(skipped="--no-measure")
+    (one,) = report.steps
+    steps = tuple(step.model_copy(update={"drop": why, "speedup": why}) for step in one.steps)
+    report = report.model_copy(update={"steps": (one.model_copy(update={"steps": steps}),)})
+    found = [f.what for f in findings(report) if f.reason == "--no-measure"]
+    assert found == ["drop from pass to pass", "speedup from pass to pass"]
+    report = report.model_copy(update={"noise_floor": why})
+    assert [f.what for f in findings(report) if f.reason == "--no-measure"] == ["noise_floor"]
 
 
 def test_a_pass_that_changed_nothing_misses_no_error() -> None:
