@@ -20,7 +20,9 @@ from pathlib import Path
 
 EXTRAS = (
     "PIL",
+    "accelerate",
     "hypothesis",
+    "neural_compressor",
     "nncf",
     "onnxsim",
     "openvino",
