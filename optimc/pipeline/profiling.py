@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from optimc.core.errors import CellError, OptimcError
@@ -199,7 +200,7 @@ def profiled(asked: Asked, limits: Limits, notes: list[str]) -> list[EngineProfi
         return []
     made = tuple(
         ProfiledLayer(
-            name=origins.name_of(layer, nodes),
+            name=asked.origins.name_of(layer, nodes),
             operator=layer.operator,
             dtype=layer.dtype,
             ms=round(layer.ms, 6),
