@@ -108,11 +108,14 @@ class Gptq(Pass):
 
     def _fitting(self, found: list[Mapping[str, Any]], context: PassContext) -> list[list[str]]:
         """The names of the layers that fit, those with one input together. Raises as `run`."""
-        from optimc.passes._prune_choice import check_patterns, kept_by
+        from optimc.passes._patterns import unmatched
+        from optimc.passes._prune_choice import kept_by
 
         log = context.log
         names = [layer["name"] for layer in found]
-        check_patterns(self.keep, lambda p: any(kept_by(n, [p]) for n in names), "Linear layer")
+        for kept in self.keep:
+            if not any(kept_by(name, [kept]) for name in names):
+                raise unmatched("keep", kept, names, where=NAME, what="Linear layer")
         groups: dict[int, list[str]] = {}
         for layer in found:
             pattern = kept_by(layer["name"], self.keep)
