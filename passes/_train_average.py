@@ -40,7 +40,8 @@ class Average:
         now = module.state_dict()
         floats = [name for name, tensor in now.items() if tensor.is_floating_point()]
         decay = min(self._decay, (1 + step) / (10 + step))
-        get_ema_multi_avg_fn(decay)([self._mean[n] for n in floats], [now[n] for n in floats], 0)
+        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        average([self._mean[n] for n in floats], [now[n] for n in floats], 0)
         for name in now.keys() - set(floats):
             self._mean[name].copy_(now[name])
 

@@ -81,9 +81,10 @@ def open_data(recipe: Recipe, signature: Signature, glance: int | None = None) -
     if recipe.data is not None:
         inputs = [spec.name for spec in signature.inputs]
         for name, source in recipe.data.splits.items():
-            splits[name] = source.for_inputs(inputs).open(recipe.folder, recipe.seed)
-            if glance is not None and isinstance(splits[name], CallDataset):
-                splits[name].glance(glance)
+            opened = source.for_inputs(inputs).open(recipe.folder, recipe.seed)
+            if glance is not None and isinstance(opened, CallDataset):
+                opened.glance(glance)
+            splits[name] = opened
     dims = resolved_dims(recipe, signature, splits)
     check_cases(recipe, dims)
     bounds = {name: (dim.min, dim.max, dim.multiple_of) for name, dim in dims.items()}
