@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimc.core.errors import CellError, InputError, OptimcError
 from optimc.core.progress import tell
+from optimc.passes._train_average import Average
 from optimc.passes._train_checkpoint import optimizer_tensors, restore_optimizer
 from optimc.passes._train_progress import progress_line
 
@@ -59,6 +60,7 @@ class Trainer:
         self.samples = StoredSamples(samples)
         self.epochs = options.epochs
         self.best: dict[str, torch.Tensor] = {}
+        self._average = None if options.average is None else Average(options.average)
         self._check_inputs()
         self._augment = augmenter(options.augment)
         labelled = self.samples.unlabelled is None
@@ -232,6 +234,8 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(parameters, self.options.clip_norm)
         self.optimizer.step()
         self.bench.apply_masks()
+        if self._average is not None:
+            self._average.update(self.bench.module, step)
         return loss.detach()
 
     def _diverged(self, epoch: int, number: int, rate: float) -> CellError:
@@ -252,6 +256,8 @@ class Trainer:
         steps = self.samples.count(self.options.batch)
         total, started = 0.0, time.monotonic()
         with self._running():
+            if self._average is not None:
+                self._average.begin(self.bench.module)
             self._training_mode()
             batches = self.samples.batches(self.options.batch, rng, self._augment)
             for number, batch in enumerate(batches):
@@ -268,6 +274,8 @@ class Trainer:
             tensors = self.bench.module.state_dict().values()
             if not all(bool(torch.isfinite(t).all()) for t in tensors if t.is_floating_point()):
                 raise self._diverged(epoch, steps - 1, self.optimizer.param_groups[0]["lr"])
+            if self._average is not None:
+                self._average.end(self.bench.module)
         return total / steps
 
     def pace(self) -> float:
@@ -300,6 +308,8 @@ class Trainer:
         found = {f"module/{n}": t for n, t in self.bench.module.state_dict().items()}
         for name, hint in self.objective.hints.items():
             found |= {f"hints/{name}/{n}": t for n, t in hint.state_dict().items()}
+        if self._average is not None:
+            found |= {f"weights/{n}": t for n, t in self._average.weights.items()}
         found |= {f"optimizer/{n}": t for n, t in optimizer_tensors(self.optimizer).items()}
         return {name: t.detach().cpu().contiguous().clone() for name, t in found.items()}
 
@@ -308,6 +318,8 @@ class Trainer:
         self.bench.module.load_state_dict(below(tensors, "module/"))
         for name, hint in self.objective.hints.items():
             hint.load_state_dict(below(tensors, f"hints/{name}/"))
+        if self._average is not None:
+            self._average.weights = below(tensors, "weights/")
         state = below(tensors, "optimizer/")
         if state:
             with self._running():  # the state goes to where the parameters are

@@ -44,7 +44,7 @@ class Train(Pass):
         recipe's seed. Another number of threads, another processor or a GPU gives other roundings.
     Options: epochs, batch, optimizer, learning_rate, momentum, nesterov, weight_decay, schedule,
         milestones, factor, warm_up, clip_norm, loss, output, label_smoothing, augment, distill,
-        freeze_batchnorm, keep, patience, at_most, threads.
+        freeze_batchnorm, keep, average, patience, at_most, threads.
     """
 
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 10
@@ -97,6 +97,10 @@ class Train(Pass):
     """Keep the running statistics of batch normalization as they are."""
     keep: Literal["best", "last"] = "best"
     """Which epoch is kept: the `best` on the tuning split where there is one, or the `last`."""
+    average: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Judge and keep a moving average of the weights in their place, with this decay: 0.999 is one
+    over about the last 1,000 steps, 0.99 over 100. At a constant rate it is what a falling one
+    comes to."""
     patience: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many epochs in a row that were no better than the best one."""
     at_most: Seconds | None = None

@@ -194,6 +194,7 @@ OPTIMIZERS = [
     {"optimizer": "adamw", "learning_rate": 0.01, "augment": [{"crop": 1}]},
     # 16 numbers against 10: a linear map is trained along.
     {"distill": {"losses": [{"features": {"pairs": {"7": "8"}}}]}, "schedule": "one_cycle"},
+    {"average": 0.9},
 ]
 
 
@@ -235,7 +236,9 @@ def test_the_time_left_is_in_the_unit_that_suits_it() -> None:
     assert progress_line(1, 2, 0.5, 7200) == "epoch 1/2, loss 0.5, 2.0 h left"
 
 
-@pytest.mark.parametrize(("options", "epoch"), list(zip(OPTIMIZERS, (2, 1, 2, 1, 2), strict=True)))
+@pytest.mark.parametrize(
+    ("options", "epoch"), list(zip(OPTIMIZERS, (2, 1, 2, 1, 2, 1), strict=True))
+)
 def test_it_goes_on_after_a_kill_to_the_same_tensors(
     trial: TorchTrial,
     monkeypatch: pytest.MonkeyPatch,
@@ -294,6 +297,46 @@ def test_masks_stay(trial: TorchTrial) -> None:
 
     trial.prepare = prepare
     weight = tensors(train(trial, weight_decay=0.01))["3.weight"].reshape(-1)
+    assert (weight[1::2] == 0).all()
+    assert (weight[0::2] != 0).all()
+
+
+def test_the_average_of_the_weights_is_kept(
+    trial: TorchTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """a <- d a + (1 - d) w, d rising to the decay; counters are the last ones."""
+    from optimc.passes import _train_loop
+
+    learn = _train_loop.Trainer._learn
+    mean = {n: t.double().numpy() for n, t in network().state_dict().items()}
+    last: dict[str, Any] = {}
+
+    def watched(self: Any, batch: Any, number: int, step: int, epoch: int) -> Any:
+        loss = learn(self, batch, number, step, epoch)
+        decay = min(0.9, (1 + step) / (10 + step))
+        for name, tensor in self.bench.module.state_dict().items():
+            last[name] = tensor.clone().numpy()
+            mean[name] = decay * mean[name] + (1 - decay) * last[name]
+        return loss
+
+    monkeypatch.setattr(_train_loop.Trainer, "_learn", watched)
+    found = tensors(train(trial, epochs=2, average=0.9))
+    for name, array in found.items():
+        if array.dtype.kind == "f":
+            np.testing.assert_allclose(array, mean[name], rtol=1e-4, atol=1e-6)
+            assert not np.array_equal(array, last[name])
+        else:
+            assert array == last[name] == 38
+
+
+def test_masks_hold_in_the_average(trial: TorchTrial) -> None:
+    def prepare(bench: Workbench) -> None:
+        weight = bench.module.state_dict()["3.weight"]
+        bench.masks = {"3.weight": torch.arange(weight.numel()).reshape(weight.shape) % 2 == 0}
+        bench.apply_masks()
+
+    trial.prepare = prepare
+    weight = tensors(train(trial, average=0.9))["3.weight"].reshape(-1)
     assert (weight[1::2] == 0).all()
     assert (weight[0::2] != 0).all()
 
@@ -726,6 +769,7 @@ def test_what_is_wrong_before_work(trial: TorchTrial) -> None:
         ({"optimizer": "lion"}, "'sgd', 'adam' or 'adamw'"),
         ({"schedule": "cubic"}, "'cosine', 'step', 'constant' or 'one_cycle'"),
         ({"learning_rate": 0.0}, "greater than 0"),
+        ({"average": 1.0}, "less than 1"),
         ({"augment": ["rotate"]}, "flip"),
         ({"augment": [{"crop": 0}]}, "greater than or equal to 1"),
         ({"patience": 2, "keep": "last"}, "waits for a better epoch"),
@@ -738,7 +782,7 @@ def test_what_is_wrong_before_work(trial: TorchTrial) -> None:
         ({"distill": {"losses": [{"crd": {}}]}}, "Extra inputs"),
         ({"distill": {"losses": []}}, "at least 1"),
         ({"distill": {"teacher": "itself"}}, "source"),
-        ({"distill": {"teacher": {}}}, "one of the two"),
+        ({"distill": {"teacher": {}}}, "one of the three"),
         (
             {"distill": {"teacher": {"onnx": "a.onnx", "arguments": {"a": 1}}}},
             "belong to `factory`",
