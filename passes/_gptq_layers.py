@@ -223,7 +223,12 @@ def _fit_layer(
 
     before = _array(layer)
     rounded = _rounded(before, block)
-    fitted = _solved(algorithm, layer, gram.clone(), block)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # thousands of small steps, which more threads make slower
+    try:
+        fitted = _solved(algorithm, layer, gram.clone(), block)
+    finally:
+        torch.set_num_threads(threads)
     if mask is not None:
         fitted = fitted * mask.cpu().numpy()
     products = gram.double().numpy()

@@ -28,11 +28,12 @@ _OPSET = 21
 
 
 class QuantizeWeights(Pass):
-    """Stores the weights of products in 4 or 8 bits; everything is computed in float.
+    """Stores the weights of products in 4 or 8 bits; the graph computes everything in float.
 
     For models that are bound by reading their weights, such as language models with one sentence at
     a time. Convolutions and activations stay in float: quantize_int8 is the pass for those. Weights
-    that lie on a 4-bit grid already, from a tool that chose them with data, keep their values.
+    that lie on a 4-bit grid already, from `gptq` or a tool that chose them with data, keep their
+    values. ONNX Runtime's kernel for 4 bits takes its inputs in 8 bits.
 
     Rewrites: MatMul and Gemm with a constant float32 matrix as second operand: the matrix becomes
         integers behind a DequantizeLinear with blocks. One numbered rewrite is one weight. The

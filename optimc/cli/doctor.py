@@ -23,6 +23,7 @@ _TOOLS = (
     ("nncf", "openvino"),
     ("pycocotools", "detection"),
     ("torch", "torch"),
+    ("neural-compressor-pt", "inc"),
     ("tokenizers", "text"),
     ("pyarrow", "text"),
     ("pillow", "images"),
@@ -40,7 +41,7 @@ def run_doctor() -> int:
     for tool, extra in _TOOLS:
         version = tool_version(tool)
         fix = f"  fix: pip install 'optimc[{extra}]'" if version == "absent" and extra else ""
-        print(f"  {tool:<12} {version}{fix}")
+        print(f"  {tool:<20} {version}{fix}")
     print("\ntargets")
     for runtime in target_names():
         try:

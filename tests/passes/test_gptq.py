@@ -39,7 +39,7 @@ needs_inc = pytest.mark.skipif(
 INPUTS = 64
 
 
-class Net(torch.nn.Module):  # type: ignore[misc]
+class Net(torch.nn.Module):  # type: ignore[misc, name-defined]
     """Two layers with one input, and one behind them."""
 
     def __init__(self) -> None:
@@ -180,7 +180,7 @@ def test_limit_stops_after_the_first_layers(trial: Callable[..., TorchTrial]) ->
     assert np.array_equal(found["right.weight"], Net().right.weight.detach().numpy())
 
 
-class Odd(torch.nn.Module):  # type: ignore[misc]
+class Odd(torch.nn.Module):  # type: ignore[misc, name-defined]
     """One layer of each kind that is refused, and one that is not."""
 
     def __init__(self) -> None:
