@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import importlib.util
 import json
 import tempfile
 import threading
@@ -157,10 +158,12 @@ def session(api: Api, cuda: HostCuda) -> dict[str, Any]:
 
 
 def _clocks(session: Any) -> dict[str, Any]:
-    """The same with NVML's own functions doubled, their arguments checked."""
+    """The same with NVML's own functions doubled, their arguments checked; empty without NVML."""
     import inspect
     from unittest.mock import create_autospec, patch
 
+    if importlib.util.find_spec("pynvml") is None:
+        return {}
     nvml: Any = importlib.import_module("pynvml")
     answers = {
         "nvmlInit": None,
