@@ -44,7 +44,7 @@ def read_coco(path: Path, label_map: Mapping[str, int] | None) -> list[CocoImage
     where = str(path)
     classes = _classes(content, label_map, where)
     objects: dict[int, list[list[float]]] = {}
-    images = {}
+    images: dict[int, tuple[str, tuple[int, int] | None]] = {}
     for index, entry in enumerate(_list(content, "images", where)):
         place = f"{where}: images[{index}]"
         name = entry.get("file_name")
@@ -95,7 +95,7 @@ def _classes(
 ) -> dict[int, int | InputError]:
     """From a category's id to its class, or to what is wrong with using it."""
     found: dict[int, int | InputError] = {}
-    names = {}
+    names: dict[int, tuple[str, str]] = {}
     for index, entry in enumerate(_list(content, "categories", where)):
         place = f"{where}: categories[{index}]"
         number = _new(_id(entry, "id", place), names, place)
