@@ -263,7 +263,8 @@ def _solved(algorithm: Any, layer: torch.nn.Linear, gram: torch.Tensor, block: i
     scales = _exact(scale.numpy())
     steps = np.repeat(scale.numpy(), block, axis=1)
     integers = np.clip(np.rint(found.numpy() / steps), -(2 ** (BITS - 1)), 2 ** (BITS - 1) - 1)
-    return (integers * np.repeat(scales, block, axis=1)).astype(np.float32)
+    values: Floats = (integers * np.repeat(scales, block, axis=1)).astype(np.float32)
+    return values
 
 
 def _rounded(weight: Floats, block: int) -> Floats:
