@@ -61,6 +61,13 @@ def holds_float16(model: ir.Model) -> bool:
     return any(value.dtype == ir.DataType.FLOAT16 for value in all_values(model))
 
 
+def holds_four_bits(model: ir.Model) -> bool:
+    """Whether weights are stored in 4 bits, behind a DequantizeLinear or in a fused product."""
+    kinds = (ir.DataType.INT4, ir.DataType.UINT4)
+    fused = any(node.op_type == "MatMulNBits" for node in model.graph.all_nodes())
+    return fused or any(value.dtype in kinds for value in all_values(model))
+
+
 def stats_of(model: ir.Model) -> ModelStats:
     """Nodes (subgraphs' too), bytes and elements of initializers and constant attributes."""
     tensors = [v.const_value for g in all_graphs(model) for v in g.initializers.values()]

@@ -217,6 +217,8 @@ class EngineBuilder:
         oracle: Oracle,
         skip_reason: str | None,
     ) -> EngineProof:
+        from optimc.core.onnx_signature import holds_four_bits
+
         with EngineWorker(engine, name=f"the engine {name}", limits=self.limits) as worker:
             worker.reopen()
             taken = worker.precisions()
@@ -272,6 +274,7 @@ class EngineBuilder:
             graph=aligned(origin, graph, made),
             engine=sides[0].candidate,
             names=judged.names,
+            four_bits=holds_four_bits(model[0].ir),
         )
         agreements = []
         for side in sides:

@@ -33,6 +33,8 @@ def prove_on_probes(
     `model` is what the engine was built from, `source` what came in. Raises CellError where the
     engine does not run.
     """
+    from optimc.core.onnx_signature import holds_four_bits
+
     feeds, of_model, of_source = kit_probes(kit, folder, model.signature)
     probes = [Probe(p.label, f, p.real) for p, f in zip(kit.probes, feeds, strict=True)]
     with EngineWorker(engine, name=f"the engine {kit.cell}", limits=limits) as worker:
@@ -58,6 +60,7 @@ def prove_on_probes(
         graph=of_model,
         engine=answers,
         names=judged.names,
+        four_bits=holds_four_bits(model.ir),
     )
     agreements = []
     for reference in (of_model, of_source):

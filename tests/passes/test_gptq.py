@@ -321,16 +321,17 @@ def noisy(values: Any, decibels: float) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("graph_db", "engine_db", "verdict"),
+    ("four_bits", "graph_db", "engine_db", "verdict"),
     [
-        (130.0, 30.0, Verdict.LOSSY),
-        (130.0, 20.0, Verdict.FAILED),
-        (20.0, 18.0, Verdict.LOSSY),
-        (20.0, 15.0, Verdict.FAILED),
+        (True, 130.0, 30.0, Verdict.LOSSY),
+        (True, 130.0, 20.0, Verdict.FAILED),
+        (True, 20.0, 18.0, Verdict.LOSSY),
+        (True, 20.0, 15.0, Verdict.FAILED),
+        (False, 130.0, 30.0, Verdict.FAILED),
     ],
 )
 def test_an_engine_need_not_be_as_exact_as_weights_that_were_on_the_grid(
-    graph_db: float, engine_db: float, verdict: Verdict
+    four_bits: bool, graph_db: float, engine_db: float, verdict: Verdict
 ) -> None:
     from optimc.pipeline.probes import Probe
 
@@ -343,5 +344,6 @@ def test_an_engine_need_not_be_as_exact_as_weights_that_were_on_the_grid(
         graph=[{"y": noisy(source, graph_db)}],
         engine=[{"y": noisy(source, engine_db)}],
         names=["y"],
+        four_bits=four_bits,
     )
     assert finding.verdict is verdict, finding
