@@ -94,7 +94,7 @@ def figures(cut: str, report: Any, metric: str = "top1") -> list[dict[str, Any]]
     macs = {
         step["cell"]: step["steps"][-1]["macs"] / step["steps"][0]["macs"]
         for step in report["steps"]
-        if step["steps"][-1]["macs"] and step["steps"][0]["macs"]
+        if all(isinstance(step["steps"][side]["macs"], int) for side in (0, -1))
     }
     rows = []
     for result in report["results"]:

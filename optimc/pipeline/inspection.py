@@ -17,8 +17,9 @@ _QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 
 @dataclass(frozen=True)
 class Inspection:
-    """`macs` counts multiply-accumulates of Conv, ConvTranspose, MatMul and Gemm with every
-    symbolic dim at 1; `unknown_macs` names the nodes whose shapes are not known."""
+    """`macs` counts multiply-accumulates of Conv, ConvTranspose, MatMul and Gemm, and of their
+    integer forms, with every symbolic dim at 1; `unknown_macs` names the nodes whose shapes are not
+    known."""
 
     signature: Signature
     opsets: dict[str, int]
@@ -107,7 +108,11 @@ def macs_of(path: Path, sizes: Mapping[str, int]) -> int | None:
 
 
 def _shapes(path: Path, sizes: Mapping[str, int] | None = None) -> dict[str, Sequence[int]]:
-    """Shapes by value name, inferred with symbolic dims of `sizes`, others at 1."""
+    """Shapes by value name, with symbolic dims of `sizes`, others at 1.
+
+    What the file says of inner values is taken where its dims are known: exporters know shapes that
+    inference does not find, such as those behind a Reshape to sizes that the graph computes.
+    """
     import onnx
 
     from optimc.frontends.onnx_files import parse
@@ -118,32 +123,61 @@ def _shapes(path: Path, sizes: Mapping[str, int] | None = None) -> dict[str, Seq
         for dim in value.type.tensor_type.shape.dim:
             if not dim.HasField("dim_value"):
                 dim.dim_value = (sizes or {}).get(dim.dim_param, 1)
+    declared = [value for value in proto.graph.value_info if _settled(value, sizes)]
     del proto.graph.value_info[:]
     for tensor in proto.graph.initializer:
         if math.prod(tensor.dims) > 1024:
             tensor.ClearField("raw_data")  # inference reads small ones only: shapes and axes
-    try:
-        # Not with data_prop: it follows shape tensors of any declared size, element by element.
-        inferred = onnx.shape_inference.infer_shapes(proto)
-    except onnx.shape_inference.InferenceError:
-        return constants  # type: ignore[return-value]
-    found: dict[str, Sequence[int]] = dict(constants)
-    for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
-        dims = value.type.tensor_type.shape.dim
-        if value.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in dims):
-            found[value.name] = [d.dim_value for d in dims]
-    return found
+    known: dict[str, Sequence[int]] = dict(constants)
+    for inner in (declared, []):  # what a file declares may be wrong
+        proto.graph.value_info.extend(inner)
+        try:
+            # Not with data_prop: it follows shape tensors of any declared size, by element.
+            inferred = onnx.shape_inference.infer_shapes(proto)
+        except onnx.shape_inference.InferenceError:
+            del proto.graph.value_info[:]
+            continue
+        graph = inferred.graph
+        for value in (*graph.input, *graph.value_info, *graph.output):
+            dims = value.type.tensor_type.shape.dim
+            if value.type.tensor_type.HasField("shape") and all(
+                d.HasField("dim_value") for d in dims
+            ):
+                known[value.name] = [d.dim_value for d in dims]
+        break
+    return known
+
+
+def _settled(value: Any, sizes: Mapping[str, int] | None) -> bool:
+    """Whether a declared shape is known when symbolic dims have these sizes, which it then has."""
+    if not value.type.tensor_type.HasField("shape"):
+        return False
+    for dim in value.type.tensor_type.shape.dim:
+        if not dim.HasField("dim_value"):
+            size = 1 if sizes is None and dim.dim_param else (sizes or {}).get(dim.dim_param)
+            if size is None:
+                return False
+            dim.dim_value = size
+    return True
+
+
+_CONVOLUTIONS = ("Conv", "ConvInteger", "QLinearConv")
+_PRODUCTS = ("MatMul", "MatMulInteger", "QLinearMatMul")
 
 
 def _macs(node: Any, shapes: dict[str, Sequence[int]]) -> int | None:
     """Multiply-accumulates of one node; 0 for operators that are not counted, None if unknown."""
-    if node.op_type not in ("Conv", "ConvTranspose", "MatMul", "Gemm"):
+    if node.op_type not in (*_CONVOLUTIONS, *_PRODUCTS, "ConvTranspose", "Gemm"):
         return 0
-    sides = [shapes.get(value.name or "") for value in (*node.inputs[:2], node.outputs[0])]
+    weight = 3 if node.op_type.startswith("QLinear") else 1
+    sides = [
+        shapes.get(value.name or "") if value is not None else None
+        for value in (node.inputs[0], node.inputs[weight], node.outputs[0])
+    ]
     if any(shape is None for shape in sides):
         return None
     x, w, y = (list(shape or ()) for shape in sides)
-    if node.op_type == "Conv":
+    if node.op_type in _CONVOLUTIONS:
         return math.prod(y) * math.prod(w[1:])
     if node.op_type == "ConvTranspose":
         return math.prod(x) * math.prod(w[1:])
