@@ -26,7 +26,14 @@ def near(word: str, names: Iterable[str]) -> str:
     if not known:
         return "there are none"
     shown = ", ".join(f"`{name}`" for name in known[:_SHOWN])
-    return f"there are {shown}" + (f" and {len(known) - _SHOWN} more" if known[_SHOWN:] else "")
+    more = f" and {len(known) - _SHOWN} more" if known[_SHOWN:] else ""
+    return f"there are {shown}{more}"
+
+
+def near_patterns(word: str, names: Iterable[str]) -> str:
+    """The names that are near a pattern, and how patterns are written."""
+    told = near(word, names)
+    return f"{told}{'' if told.endswith('?') else ';'} patterns take *, ? and [...]"
 
 
 def unmatched(
@@ -36,7 +43,7 @@ def unmatched(
     return InputError(
         f"{option}: `{pattern}` names no {what} of the model",
         where=where,
-        fix=f"{near(pattern, names)} patterns take *, ? and [...]",
+        fix=near_patterns(pattern, names),
     )
 
 
@@ -76,6 +83,5 @@ def check_nodes(option: str, patterns: Sequence[str], graph: Iterable[ir.Node]) 
         names += [str(v.meta.get(SOURCE_KEY, "")) for node in nodes for v in node.outputs]
         raise PreconditionError(
             f"{option}: `{pattern}` names no node of the model",
-            fix=f"{near(pattern, names)} `optimc inspect MODEL` lists the nodes; patterns take *, "
-            "? and [...]",
+            fix=f"{near_patterns(pattern, names)}; `optimc inspect MODEL` lists the nodes",
         )

@@ -192,7 +192,7 @@ class Teacher(Options):
     fetched, no code in it is run."""
     task: TeacherTask | None = None
     """Of `hf`: what the model is for."""
-    pooling: Literal["mean", "cls", "last", "max"] | None = None
+    pooling: Literal["mean", "cls", "max", "last"] | None = None
     """Of `hf` with the task `embedding`, as under `model`."""
     normalize: bool | None = None
     """Of `hf` with the task `embedding`, as under `model`."""

@@ -72,7 +72,7 @@ class Float16(Pass):
     def check(self, model: Model, context: PassContext) -> None:
         """Raises PreconditionError for quantized models and for patterns without effect."""
         from optimc.core.analyses import QuantizationNodes
-        from optimc.passes._patterns import check_nodes, near
+        from optimc.passes._patterns import check_nodes, near_patterns
 
         assert isinstance(model, OnnxModel)
         quantized = context.analysis(QuantizationNodes, model)
@@ -90,7 +90,7 @@ class Float16(Pass):
             if not any(_names_weight(name, pattern) for name in graph.initializers):
                 raise PreconditionError(
                     f"keep_float: `{pattern}` names no weight of the model",
-                    fix=f"{near(pattern, graph.initializers)} patterns take *, ? and [...]",
+                    fix=near_patterns(pattern, graph.initializers),
                 )
 
     def run(self, model: OnnxModel, context: PassContext) -> PassResult:

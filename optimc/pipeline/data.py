@@ -73,7 +73,7 @@ def open_data(recipe: Recipe, signature: Signature, glance: int | None = None) -
     Raises InputError for what does not fit. Overlap of the splits is a check of its own.
     """
     from optimc.calibration.call_dataset import CallDataset
-    from optimc.calibration.checks import check_against, fixed_batch
+    from optimc.calibration.checks import check_against
     from optimc.calibration.random_data import RandomDataset
 
     check_signature(recipe, signature)
@@ -90,7 +90,7 @@ def open_data(recipe: Recipe, signature: Signature, glance: int | None = None) -
     bounds = {name: (dim.min, dim.max, dim.multiple_of) for name, dim in dims.items()}
     for dataset in splits.values():
         check_against(dataset, signature, bounds)
-    random, feed = "calibration" not in splits, fixed_batch(signature) or _least(signature, dims)
+    random, feed = "calibration" not in splits, _feed(signature, dims)
     if random:
         ranges = {
             name: bound
@@ -103,10 +103,16 @@ def open_data(recipe: Recipe, signature: Signature, glance: int | None = None) -
     return BuildData(splits, dims, random, feed, _table(recipe))
 
 
-def _least(signature: Signature, dims: Mapping[str, DimRange]) -> int:
-    """The least size of the dim that counts the samples; it is a multiple of `multiple_of`."""
-    symbol = next(spec.shape[0] for spec in signature.inputs if spec.shape)
-    return dims[str(symbol)].min
+def _feed(signature: Signature, dims: Mapping[str, DimRange]) -> int:
+    """Samples in one feed: what the model fixes, else the least size of the dim that counts them,
+    which is a multiple of `multiple_of`; 1 where that is 0."""
+    from optimc.calibration.checks import fixed_batch
+
+    fixed = fixed_batch(signature)
+    if fixed is None:
+        symbol = next(spec.shape[0] for spec in signature.inputs if spec.shape)
+        fixed = dims[str(symbol)].min
+    return max(1, fixed)
 
 
 def _table(recipe: Recipe) -> StoredCalibration | None:

@@ -17,7 +17,7 @@ import pytest
 from pydantic import ValidationError
 
 from optimc.calibration.npz import NpzSource
-from optimc.core.errors import PreconditionError, UnavailableError
+from optimc.core.errors import InputError, PreconditionError, UnavailableError
 from optimc.core.passes import PassResult, RewriteLog
 from optimc.core.workbench import Workbench
 from optimc.passes._weight_blocks import quantize_blocks
@@ -224,7 +224,7 @@ def test_what_keep_names_stays(trial: Callable[..., TorchTrial]) -> None:
     result = run(trial(), Gptq(keep=["h*"], samples=32))
     assert reasons(result) == {"head": "kept as it is by `h*`"}
     assert np.array_equal(weights(result)["head.weight"], Net().head.weight.detach().numpy())
-    with pytest.raises(PreconditionError, match="keep: `tail` names no Linear layer"):
+    with pytest.raises(InputError, match="keep: `tail` names no Linear layer"):
         run(trial(), Gptq(keep=["tail"]))
     with pytest.raises(PreconditionError, match=r"no layer .* on a grid; left: kept as it is"):
         run(trial(), Gptq(keep=["*"]))

@@ -29,3 +29,15 @@ def test_samples_come_in_the_least_batch(tmp_path: Path, data: str, dim: str, le
     opened = open_data(load_recipe(tmp_path / "r.yaml"), SIGNATURE)
     # Four of ten samples: the two that are left over are no feed.
     assert [feeds["x"].shape for feeds in opened.samples(2)] == [(least, 3)] * 2
+
+
+def test_no_samples_at_all_are_no_batch(tmp_path: Path) -> None:
+    """A model for 0 samples: inputs are drawn as for one, and what fits is its own shape."""
+    (tmp_path / "m.onnx").write_bytes(b"")
+    (tmp_path / "r.yaml").write_text(
+        "model: {onnx: m.onnx}\nvariants: {fp32: []}\ntargets: {ort: {runtime: onnxruntime}}\n"
+    )
+    empty = Signature(
+        inputs=(TensorSpec("x", "float32", (0, 3)),), outputs=(TensorSpec("y", "float32", (0, 3)),)
+    )
+    assert open_data(load_recipe(tmp_path / "r.yaml"), empty).feed == 1
