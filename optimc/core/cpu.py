@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from functools import cache
 from pathlib import Path
@@ -34,3 +35,17 @@ def cpu_model() -> str:
         return platform.machine()
     names = [line.partition(":")[2] for line in text.splitlines() if line.startswith("model name")]
     return names[0].strip() if names else platform.machine()
+
+
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def physical_cores() -> int:
+    """The cores that this process may use, two hyperthreads counted as one."""
+    import psutil
+
+    return min(psutil.cpu_count(logical=False) or usable_cores(), usable_cores())

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, field_serializer
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from optimc.core.lint import Finding
 
     Arrays = Mapping[str, NDArray[np.generic]]
+
+OptionValue: TypeAlias = bool | int | float | str
+"""What is tried for an option: it goes into the lock, as JSON."""
 
 
 class SpecData(BaseModel):
@@ -381,6 +384,27 @@ class Target(BaseModel, ABC):
         """
         return {}
 
+    def open_options(self) -> Mapping[str, tuple[OptionValue, ...]]:
+        """The options that the recipe leaves open, each with the values to try on this machine.
+
+        The first value is the usual one: it is taken where nothing is measured, and it must not
+        depend on the machine. A later one is taken only where it is clearly faster than what is
+        taken so far, so that what costs more stands behind. Options are tried in their order, each
+        with what was chosen for those before. Cheap: imports nothing heavy.
+        """
+        return {}
+
+    def settled(self, values: Mapping[str, OptionValue] | None = None) -> Self:
+        """This target with `values` for options that are open, and the usual ones for the others.
+
+        Raises ValueError (pydantic's) for values that the options do not take.
+        """
+        taken = {name: tried[0] for name, tried in self.open_options().items()} | dict(values or {})
+        if not taken:
+            return self
+        own = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self).model_validate({**own, **taken})
+
     def libraries(self) -> tuple[Path, ...]:
         """Files of native code that the options name; their content decides the engine."""
         return ()
@@ -422,8 +446,8 @@ class Target(BaseModel, ABC):
     def build(self, model: Model, folder: Path, context: BuildContext) -> Engine:
         """Builds the engine into the empty `folder`, manifest included.
 
-        Runs in a worker process. Raises CellError where the runtime refuses the model or does not
-        take the precision that was asked for.
+        Runs in a worker process, of a target that is `settled`. Raises CellError where the runtime
+        refuses the model or does not take the precision that was asked for.
         """
 
     @classmethod

@@ -7,7 +7,7 @@ import platform
 import re
 from dataclasses import dataclass
 
-from optimc.core.cpu import cpu_features, cpu_model
+from optimc.core.cpu import cpu_features, cpu_model, usable_cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +45,6 @@ def describe_machine() -> Machine:
         python=platform.python_version(),
         load_average=load_average(),
     )
-
-
-def usable_cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def load_average() -> tuple[float, float, float] | None:

@@ -34,6 +34,7 @@ from optimc.pipeline.lock import lock_path, read_lock, refuse_differences
 from optimc.pipeline.manager import CompiledModel, PassInputs, PassManager, PassOutcome
 from optimc.pipeline.naming import check_module_names
 from optimc.pipeline.observer import BuildObserver, Dumper, working_on
+from optimc.pipeline.open_options import choose_options
 from optimc.pipeline.oracle import Oracle
 from optimc.pipeline.outputs import verified_by
 from optimc.pipeline.parallel import run_side_by_side
@@ -224,6 +225,7 @@ class Build:
             )
             for name in models.keys() - built.keys():
                 prepare_kit(self, self.results[name], models[name], engine_oracle)
+            self.chosen_options = choose_options(self, models, engine_oracle, skip)
             self.legalized = legalize_cells(self, models, engine_oracle, skip)
         for result in self.cells_alive():
             if result.origin is not None and not self.options.measure:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimc.core.errors import OptimcError
 from optimc.core.targets import Engine, Target
-from optimc.pipeline.assemble import CellResult, figures_of
+from optimc.pipeline.assemble import CellResult, figures_of, threads_of
 from optimc.pipeline.cases import benchmark_cases
 from optimc.pipeline.device_times import device_times_note
 from optimc.pipeline.gate import judge
@@ -34,6 +34,7 @@ def time_cells(build: Build) -> BuildTimings:
         decided = _question(build, alive)
     measured = benchmark_cases(build)
     timings = timer.run(cells, references, measured, decided)
+    timings.source_threads = threads_of(next(iter(alive.values())).cell)
     for name, result in alive.items():
         if name in timings.failures:
             result.fail(timings.failures[name])

@@ -180,7 +180,8 @@ class EngineBuilder:
         target's engine of the same graph with the values as further outputs.
         """
         key = digest_of(
-            ["engine-proof", engine.digest, engine.manifest["files"], lossy, source.digest],
+            ["engine-proof", engine.digest, engine.manifest["files"], engine.manifest["session"]],
+            [lossy, source.digest],
             [model.digest, model.names_digest, source.names_digest, self.inner.wanted]
             if self.inner.wanted
             else [],

@@ -8,25 +8,18 @@ choice is kept in the cache and written to the lock, and `--locked` replays it.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optimc.core.digest import digest_of
 from optimc.core.errors import CellError
-from optimc.core.targets import Engine
-from optimc.measure.latency import SamplingPlan, Timings, measure
-from optimc.measure.statistics import Interval
 from optimc.pipeline.parallel import run_side_by_side
-from optimc.pipeline.timing import exclusive, turning
+from optimc.pipeline.trials import fastest
 from optimc.pipeline.verification import Verdict
-from optimc.pipeline.versions import compiler_digest
-from optimc.targets.client import EngineWorker
 
 if TYPE_CHECKING:
     from optimc.core.model import OnnxModel
+    from optimc.core.targets import Engine
     from optimc.pipeline.assemble import CellResult
     from optimc.pipeline.build import Build
     from optimc.pipeline.engines import EngineProof
@@ -135,68 +128,8 @@ def _choose(build: Build, result: CellResult, candidate: Candidate) -> bool:
 
 def _measured(build: Build, result: CellResult, candidate: Candidate) -> tuple[bool, str]:
     """Whether the candidate is faster than the plain engine on this machine, and the figures."""
-    from optimc.measure.machine import describe_machine
-    from optimc.pipeline.cases import benchmark_cases
-
     assert result.engine is not None
-    engines = {_PLAIN: result.engine, _LEGAL: candidate.engine}
-    case = benchmark_cases(build)[0]
-    machine = describe_machine()
-    key = digest_of(
-        ["legalized", [[e.digest, e.manifest["session"]] for e in engines.values()]],
-        [
-            case.name,
-            dict(case.sizes),
-            build.recipe.seed,
-            build.recipe.benchmark.at_most,
-            compiler_digest(),
-        ],
-        [machine.cpu, machine.cores, list(machine.features)],
-        dict(candidate.engine.manifest["versions"]),
-    )
-    entry = build.cache.get("choice", key)
-    if entry is None:
-
-        def write(folder: Path) -> None:
-            choice = _trial(build, result.cell.name, engines, case.feeds)
-            (folder / "choice.json").write_text(json.dumps(choice), encoding="utf-8")
-
-        entry = build.cache.put("choice", key, write)
-    choice = json.loads((entry / "choice.json").read_text(encoding="utf-8"))
-    return bool(choice["kept"]), str(choice["why"])
-
-
-def _trial(
-    build: Build, name: str, engines: Mapping[str, Engine], feeds: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """Times both engines in turns until it is clear which is faster, or the time is up."""
-    seconds = min(build.recipe.benchmark.at_most, MOST_SECONDS)
     build.observer.on_stage("trying the runtimes' own operators")
-    lock = build.cache.folder / "measuring.lock"
-    with (
-        exclusive(lock, build.observer.on_share),
-        EngineWorker(engines[_PLAIN], name=f"the engine {name}", limits=build.limits) as plain,
-        EngineWorker(engines[_LEGAL], name=f"the engine {name}", limits=build.limits) as legal,
-    ):
-        workers = {_PLAIN: plain, _LEGAL: legal}
-        for worker in workers.values():
-            worker.bind_all(feeds)
-        timings = measure(
-            workers,
-            SamplingPlan(at_most_s=seconds),
-            decided=_decided,
-            progress=lambda rounds, s: build.observer.on_share(min(s / seconds, 1.0), name),
-            before_sweep=turning(tuple(workers.values()), len(feeds)),
-            seed=build.recipe.seed,
-        )
-    ratio = timings.ratio(_LEGAL, _PLAIN)
-    if isinstance(ratio, str):
-        return {"kept": False, "why": ratio}
-    low, high = ratio.ci95
-    why = f"{ratio.point:.2f} [{low:.2f}, {high:.2f}] times as fast as without"
-    return {"kept": ratio.lower > 1.0, "why": why}
-
-
-def _decided(timings: Timings) -> bool:
-    ratio = timings.ratio(_LEGAL, _PLAIN)
-    return isinstance(ratio, Interval) and (ratio.lower > 1.0 or ratio.upper < 1.0)
+    engines = {_PLAIN: result.engine, _LEGAL: candidate.engine}
+    trial = fastest(build, result.cell.name, engines, MOST_SECONDS)
+    return trial.taken == _LEGAL, trial.told_against(_LEGAL, "without")

@@ -58,7 +58,13 @@ def _choices(build: Build, gate: GateResult, path: Path) -> dict[str, Any]:
             choices = kept
     # Of this build in any case: the digests of the engines depend on it.
     choices.pop("legalized", None)
-    return {**choices, "legalized": build.legalized} if build.legalized else choices
+    choices.pop("options", None)
+    options = {
+        cell: {name: one.value for name, one in found.items()}
+        for cell, found in build.chosen_options.items()
+    }
+    of_this_build = {"legalized": build.legalized, "options": options}
+    return choices | {name: found for name, found in of_this_build.items() if found}
 
 
 def lock_cells(build: Build) -> dict[str, Any]:

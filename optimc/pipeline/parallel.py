@@ -20,7 +20,7 @@ def run_side_by_side(items: Iterable[Item], work: Callable[[Item], None]) -> Non
     The first exception ends it, Ctrl-C included: all workers are closed, so that no call goes on
     behind its back, and the exception is raised.
     """
-    from optimc.measure.machine import usable_cores
+    from optimc.core.cpu import usable_cores
 
     with ThreadPoolExecutor(min(usable_cores(), MOST), thread_name_prefix="optimc") as pool:
         futures = [pool.submit(work, item) for item in items]

@@ -32,6 +32,7 @@ class Cell:
     variant: str
     target_name: str
     target: Target
+    """The recipe's, with the usual values for what it leaves open."""
 
     @property
     def name(self) -> str:
@@ -113,7 +114,7 @@ def make_plan(recipe: Recipe, *, variant: str | None = None, target: str | None 
         ):
             continue
         passes = recipe.variants[variant_name].passes
-        cell = Cell(variant_name, target_name, recipe.targets[target_name])
+        cell = Cell(variant_name, target_name, recipe.targets[target_name].settled())
         cells.append(cell)
         missing, unfit = _availability(cell), _quantizable(cell, passes)
         error = missing or unfit

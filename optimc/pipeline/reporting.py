@@ -30,7 +30,7 @@ def build_report(
     latency: Any = skipped(str(timings.noise_floor))
     if timings.source:
         latency = tuple(
-            assemble.latency_report(case, figures, assemble.threads_of(build.plan.cells[0]))
+            assemble.latency_report(case, figures, timings.source_threads)
             for case, figures in timings.source.items()
         )
     best = gate.best

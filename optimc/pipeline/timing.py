@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optimc.core.cpu import usable_cores
 from optimc.core.errors import OptimcError
 from optimc.core.targets import Engine
 from optimc.core.worker import Limits
 from optimc.measure.latency import Latency, SamplingPlan, SubjectFailed, Timings, measure
-from optimc.measure.machine import usable_cores
 from optimc.measure.statistics import Interval
 from optimc.measure.throughput import Throughput, measure_throughput
 from optimc.targets.client import EngineWorker, exchange_processes
@@ -56,6 +56,8 @@ class BuildTimings:
 
     cases: dict[str, dict[str, CellTiming]] = field(default_factory=dict)
     source: dict[str, Latency] = field(default_factory=dict)
+    source_threads: int = 1
+    """With how many threads the source ran: as many as the first cell."""
     noise_floor: Interval | str = "not measured"
     load_ms: dict[str, float] = field(default_factory=dict)
     footprints: dict[str, Footprint] = field(default_factory=dict)

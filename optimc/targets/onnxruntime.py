@@ -6,11 +6,12 @@ import importlib.util
 import shutil
 import tempfile
 import weakref
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from optimc.core.cpu import cpu_features
 from optimc.core.descriptions import wanted
@@ -20,6 +21,7 @@ from optimc.core.targets import (
     BuildContext,
     Engine,
     Layer,
+    OptionValue,
     Session,
     Target,
     TargetSpec,
@@ -30,6 +32,7 @@ from optimc.targets.artifacts import feeds_as_text, place_onnx, session_settings
 from optimc.targets.feeds import NUMBERS, check_exchange, checked_feeds
 from optimc.targets.native import refusal
 from optimc.targets.onnxruntime_releases import make_readable
+from optimc.targets.threads import Threads, thread_counts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,16 +95,20 @@ class OnnxRuntime(Target):
 
     runtime: Literal["onnxruntime"] = "onnxruntime"
     """The runtime's name in recipes."""
-    threads: int = Field(default=1, ge=0, le=1024)
-    """Threads of one inference; 0 takes all physical cores."""
+    threads: Threads = 1
+    """Threads of one inference; 0 takes all physical cores. `auto` tries 1, half of the physical
+    cores and all of them in each cell, and takes more only where that is faster on this machine
+    (1 under `--no-measure`)."""
     optimized: bool = False
     """Save the graph as the runtime's optimizer leaves it beside the portable file, and run that:
     it opens faster, but only a CPU with the same features can run it."""
     portable: Portable | None = None
     """`{oldest_runtime: "1.17"}` keeps the file readable for that release. Operators that only this
     runtime has are then left out."""
-    graph_optimization: Literal["all", "extended", "basic", "disabled"] = "all"
-    """How far the runtime rewrites the graph when it opens it."""
+    graph_optimization: Literal["all", "extended", "basic", "disabled", "auto"] = "all"
+    """How far the runtime rewrites the graph when it opens it. `auto` tries `all`, `extended` and
+    `basic` in each cell, and takes a lower level only where it is faster on this machine (`all`
+    under `--no-measure`)."""
 
     fusions: bool | Literal["auto"] = "auto"
     """Attention, integer products with a bias and residual norms in the form that this runtime runs
@@ -137,6 +144,14 @@ class OnnxRuntime(Target):
             quantization=onnxruntime_cpu(features),
             cpu_features=features,
         )
+
+    def open_options(self) -> Mapping[str, tuple[OptionValue, ...]]:
+        found: dict[str, tuple[OptionValue, ...]] = {}
+        if self.threads == "auto":
+            found["threads"] = thread_counts()
+        if self.graph_optimization == "auto":
+            found["graph_optimization"] = ("all", "extended", "basic")
+        return found
 
     @property
     def legalization(self) -> Literal["never", "measured", "always"]:

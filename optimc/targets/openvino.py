@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import importlib.util
 import weakref
+from collections.abc import Mapping
 from importlib.metadata import version
 from operator import contains
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
-
-from pydantic import Field
 
 from optimc.core import telemetry
 from optimc.core.cpu import cpu_features
@@ -25,6 +24,7 @@ from optimc.core.targets import (
     BuildContext,
     Engine,
     Layer,
+    OptionValue,
     Session,
     Target,
     TargetSpec,
@@ -35,6 +35,7 @@ from optimc.targets.artifacts import feeds_as_text, place_onnx, session_settings
 from optimc.targets.feeds import NUMBERS, check_exchange, checked_feeds
 from optimc.targets.layers import SHORT
 from optimc.targets.native import refusal
+from optimc.targets.threads import Threads, thread_counts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,8 +64,10 @@ class OpenVino(Target):
 
     runtime: Literal["openvino"] = "openvino"
     """The runtime's name in recipes."""
-    threads: int = Field(default=1, ge=0, le=1024)
-    """Threads of one inference; 0 takes all physical cores."""
+    threads: Threads = 1
+    """Threads of one inference; 0 takes all physical cores. `auto` tries 1, half of the physical
+    cores and all of them in each cell, and takes more only where that is faster on this machine
+    (1 under `--no-measure`)."""
     precision: Literal["f32", "bf16", "f16"] = "f32"
     """What float layers compute in. bf16 and f16 are refused where the CPU does not take them."""
 
@@ -99,6 +102,9 @@ class OpenVino(Target):
             quantization=openvino_cpu(features),
             cpu_features=features,
         )
+
+    def open_options(self) -> Mapping[str, tuple[OptionValue, ...]]:
+        return {"threads": thread_counts()} if self.threads == "auto" else {}
 
     def build(self, model: Model, folder: Path, context: BuildContext) -> Engine:
         assert isinstance(model, OnnxModel)

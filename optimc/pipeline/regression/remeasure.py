@@ -124,7 +124,7 @@ def _memory(
 
 
 def _throughput(engine: Engine, feeds: Feeds, limits: Limits) -> Interval:
-    from optimc.measure.machine import usable_cores
+    from optimc.core.cpu import usable_cores
     from optimc.measure.throughput import measure_throughput
     from optimc.pipeline.cases import samples_in
 
