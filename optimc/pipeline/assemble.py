@@ -45,6 +45,8 @@ class CellResult:
     """By benchmark case."""
     load_ms: float | str = "not measured"
     footprint: Footprint | str = "not measured"
+    options: Mapping[str, schema.ChosenOption] = field(default_factory=dict)
+    """Options of the target that the recipe leaves open, as they were chosen."""
     unverified: list[str] = field(default_factory=list)
     kit: Path | None = None
     """What finishes a deferred cell where its target can be built."""
@@ -145,6 +147,7 @@ def cell_report(result: CellResult) -> schema.Cell:
         ),
         throughput_per_s=measured(_throughput(result)),
         throughput=throughput_report(result.footprint, first_sizes(result)),
+        options=dict(result.options),
         unverified=tuple(result.unverified),
     )
 

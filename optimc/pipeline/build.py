@@ -225,7 +225,7 @@ class Build:
             )
             for name in models.keys() - built.keys():
                 prepare_kit(self, self.results[name], models[name], engine_oracle)
-            self.chosen_options = choose_options(self, models, engine_oracle, skip)
+            choose_options(self, models, engine_oracle, skip)
             self.legalized = legalize_cells(self, models, engine_oracle, skip)
         for result in self.cells_alive():
             if result.origin is not None and not self.options.measure:

@@ -60,8 +60,9 @@ def _choices(build: Build, gate: GateResult, path: Path) -> dict[str, Any]:
     choices.pop("legalized", None)
     choices.pop("options", None)
     options = {
-        cell: {name: one.value for name, one in found.items()}
-        for cell, found in build.chosen_options.items()
+        name: {option: chosen.value for option, chosen in result.options.items()}
+        for name, result in build.results.items()
+        if result.options
     }
     of_this_build = {"legalized": build.legalized, "options": options}
     return choices | {name: found for name, found in of_this_build.items() if found}

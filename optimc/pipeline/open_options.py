@@ -9,13 +9,14 @@ written to the lock, and `--locked` replays it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from optimc.core.errors import CellError, InputError, OptimcError
 from optimc.pipeline.lock import lock_path
 from optimc.pipeline.parallel import run_side_by_side
 from optimc.pipeline.trials import Trial, fastest
+from optimc.report.schema import ChosenOption
 
 if TYPE_CHECKING:
     from optimc.core.model import OnnxModel
@@ -28,30 +29,17 @@ MOST_SECONDS = 5.0
 """For one option of one cell; see `optimc.pipeline.trials` for what is not decided by then."""
 
 
-@dataclass(frozen=True)
-class ChosenOption:
-    """What one open option of one cell came to."""
-
-    value: OptionValue
-    why: str
-
-
 def choose_options(
     build: Build, models: Mapping[str, OnnxModel], oracle: Oracle, skip_reason: str | None
-) -> dict[str, dict[str, ChosenOption]]:
-    """Gives cells whose target has open options the fastest values; by cell and option.
-
-    Cells without open options, and where nothing was measured, are not in the result.
-    """
-    found = {}
+) -> None:
+    """Gives cells whose target has open options the fastest values, as `CellResult.options`."""
     for result in build.cells_alive():
         asked = build.recipe.targets[result.cell.target_name]
         if not asked.open_options():
             continue
         chosen = _chosen(build, result, asked, models[result.cell.name])
         if chosen and _settled(build, result, asked, chosen, models, oracle, skip_reason):
-            found[result.cell.name] = chosen
-    return found
+            result.options = chosen
 
 
 def _chosen(
@@ -85,7 +73,9 @@ def _locked(build: Build, result: CellResult, asked: Target) -> dict[str, Chosen
             where=str(lock_path(build.recipe.path)),
             fix="build once without --locked to write it anew",
         ) from error
-    return {name: ChosenOption(value, "as the lock says") for name, value in values.items()}
+    return {
+        name: ChosenOption(value=value, why="as the lock says") for name, value in values.items()
+    }
 
 
 def _measured(
@@ -140,7 +130,7 @@ def _tried(
     why = listed or "there is nothing else to try here"
     build.notes.append(f"{name}: {option}: {trial.taken}: {why}")
     build.observer.on_detail(f"{name:<28} {option}: {trial.taken}")
-    return ChosenOption(by_name[trial.taken], why)
+    return ChosenOption(value=by_name[trial.taken], why=why)
 
 
 def _settled(

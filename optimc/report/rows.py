@@ -75,6 +75,7 @@ def cell_verdict(report: Report, cell: Cell) -> str:
 def conditions(report: Report) -> tuple[tuple[str, str], ...]:
     """What the figures of time hold for: pairs of a term and its text."""
     machine = report.machine
+    chosen = _chosen_options(report)
     memory = (
         machine.memory_mb.skipped
         if isinstance(machine.memory_mb, Skipped)
@@ -87,6 +88,7 @@ def conditions(report: Report) -> tuple[tuple[str, str], ...]:
         ("system", machine.os),
         ("versions", ", ".join(f"{name} {v}" for name, v in report.environment.items())),
         ("threads", _threads(report)),
+        *((("chosen by measuring", chosen),) if chosen else ()),
         ("cases", _cases(report)),
         ("noise floor", noise_floor_text(report)),
         ("intervals of speed-ups", _sessions(report)),
@@ -107,8 +109,23 @@ def _latencies(report: Report) -> list[Latency]:
 
 
 def _threads(report: Report) -> str:
-    used = sorted({latency.threads for latency in _latencies(report)})
-    return ", ".join(map(str, used)) or SKIPPED
+    """``1``, or ``1 (fp32/ort, int8/ov), 2 (int8/ort)`` where cells differ."""
+    cells: dict[int, list[str]] = {}
+    for cell in report.results:
+        if not isinstance(cell.latency, Skipped) and cell.latency:
+            cells.setdefault(cell.latency[0].threads, []).append(cell.name)
+    if len(cells) == 1:
+        return str(*cells)
+    return ", ".join(f"{used} ({', '.join(cells[used])})" for used in sorted(cells)) or SKIPPED
+
+
+def _chosen_options(report: Report) -> str:
+    """``int8/ort: threads 2, graph_optimization all; int8/ov: threads 1``."""
+    return "; ".join(
+        f"{cell.name}: {', '.join(f'{name} {one.value}' for name, one in cell.options.items())}"
+        for cell in report.results
+        if cell.options
+    )
 
 
 def _cases(report: Report) -> str:

@@ -275,6 +275,13 @@ class Speedup(Ratio):
     against: Text
 
 
+class ChosenOption(Node):
+    """What an option of the target that the recipe leaves open came to in one cell."""
+
+    value: bool | int | Finite | Text
+    why: Reason
+
+
 class Cell(Node):
     """The result of one variant on one target."""
 
@@ -290,6 +297,12 @@ class Cell(Node):
     speedup_same_runtime: Speedup | Skipped
     throughput_per_s: Measured
     throughput: Throughput | None = None
+    options: Annotated[
+        dict[Text, ChosenOption],
+        Field(
+            description="Options of the target that the recipe leaves open, chosen by measuring."
+        ),
+    ] = Field(default_factory=dict)
     unverified: Annotated[
         tuple[Reason, ...], Field(description="What of this cell could not be checked, and why.")
     ] = ()
