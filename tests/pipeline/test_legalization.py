@@ -15,10 +15,11 @@ import pytest
 
 from optimc.core.errors import InputError
 from optimc.core.model import OnnxModel
-from optimc.pipeline import legalization
+from optimc.pipeline import legalization, trials
 from optimc.pipeline.build import Build, BuildOptions
 from optimc.pipeline.observer import Silent
 from optimc.pipeline.recipe import load_recipe
+from optimc.pipeline.trials import Trial
 from optimc.report.schema import Report
 from optimc.targets import onnxruntime_fusions
 from optimc.testing.transformer import gelu_alone
@@ -87,20 +88,20 @@ def test_auto_is_off_where_nothing_is_measured(workshop: Path) -> None:
 
 @pytest.mark.slow
 def test_auto_keeps_what_the_trial_says(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trials = []
+    tried = []
 
-    def trial(build: Build, name: str, *_: Any) -> dict[str, Any]:
-        trials.append(name)
-        return {"kept": True, "why": "2.00 [1.90, 2.10] times as fast as without"}
+    def trial(build: Build, name: str, *_: Any) -> Trial:
+        tried.append(name)
+        return Trial("legalized", {"legalized": "2.00 [1.90, 2.10] times as fast"})
 
-    monkeypatch.setattr(legalization, "_trial", trial)
+    monkeypatch.setattr(trials, "_trial", trial)
     report, lock = built(workshop, "auto")
     assert lock["choices"]["legalized"] == {"fp32/ort": True}
     assert own_operators(workshop)["BiasGelu"] == 1
     assert any("kept, 2.00 [1.90, 2.10] times" in note for note in report.notes)
     # The choice stays as long as nothing changes: the same recipe gives the same result.
     again, _ = built(workshop, "auto")
-    assert trials == ["fp32/ort"]
+    assert tried == ["fp32/ort"]
     # Measuring on another machine may say otherwise: the lock decides, without a trial.
     monkeypatch.setattr(legalization, "_measured", None)
     replayed, _ = built(workshop, "auto", locked=True, measure=False, use_cache=False)
@@ -113,11 +114,14 @@ def test_auto_keeps_what_the_trial_says(workshop: Path, monkeypatch: pytest.Monk
 def test_a_tie_is_not_kept_and_the_lock_says_so(
     workshop: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(legalization, "_trial", lambda *_: {"kept": False, "why": "1.00 times"})
+    tie = Trial("plain", {"legalized": "1.00 [0.99, 1.01] times as fast"})
+    monkeypatch.setattr(trials, "_trial", lambda *_: tie)
     report, lock = built(workshop, "auto")
     assert lock["choices"]["legalized"] == {"fp32/ort": False}
     assert not own_operators(workshop)
-    assert any("not kept, 1.00 times" in note for note in report.notes)
+    assert any(
+        "not kept, 1.00 [0.99, 1.01] times as fast as without" in note for note in report.notes
+    )
     built(workshop, "auto", locked=True, measure=False)
     assert not own_operators(workshop)
 
