@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from optimc.core.model import Level
 from optimc.core.passes import Pass
 from optimc.core.registry import pass_class, pass_names, target_class, target_names
+from optimc.core.targets import Target
 
 
 def run_passes(name: str | None) -> int:
@@ -98,7 +99,16 @@ def run_targets() -> int:
         else:
             print(f"{runtime:<12} not here: {missing.reason}")
             print(f"{'':<12}   fix: {missing.remedy}")
+        options = _left_to_measuring(target)
+        if options:
+            print(f"{'':<12}   measured where it is `auto`: {', '.join(options)}")
     return 0
+
+
+def _left_to_measuring(target: type[Target]) -> list[str]:
+    """Options that take `auto`."""
+    described = target.model_json_schema()["properties"]
+    return [name for name, option in described.items() if '"auto"' in json.dumps(option)]
 
 
 def run_schema(of: str) -> int:

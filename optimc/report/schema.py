@@ -299,9 +299,7 @@ class Cell(Node):
     throughput: Throughput | None = None
     options: Annotated[
         dict[Text, ChosenOption],
-        Field(
-            description="Options of the target that the recipe leaves open, chosen by measuring."
-        ),
+        Field(description="What the recipe leaves open of the target, chosen by measuring."),
     ] = Field(default_factory=dict)
     unverified: Annotated[
         tuple[Reason, ...], Field(description="What of this cell could not be checked, and why.")

@@ -122,6 +122,7 @@ def test_targets_and_doctor_say_what_would_fix_what_is_missing(tmp_path: Path) -
     targets = run_optimc("targets", cwd=tmp_path)
     assert targets.code == 0
     assert "onnxruntime  available" in targets.out
+    assert "measured where it is `auto`: threads, graph_optimization, fusions" in targets.out
     tensorrt = targets.out[targets.out.index("tensorrt") :]
     assert "not here" in tensorrt
     assert "fix:" in tensorrt
