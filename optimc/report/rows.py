@@ -12,7 +12,7 @@ from optimc.report.verdict import shipped
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from optimc.report.schema import Cell, Latency, Report
+    from optimc.report.schema import Cell, Latency, Report, Speedup
 
 SKIPPED = "skipped"
 
@@ -70,6 +70,20 @@ def cell_verdict(report: Report, cell: Cell) -> str:
         return "not met"
     verdicts = {check.verdict for check in checks}
     return next((v for v in ("failed", "undecided", "passed") if v in verdicts), figures.NONE)
+
+
+def judged_times(report: Report, cell: Cell) -> tuple[Speedup | Skipped, Latency | Skipped, bool]:
+    """The speed-up and the first case's latency that the gate judged the cell by.
+
+    Also whether both were measured again after the choice, whose own figures flatter it.
+    """
+    again = report.confirmation
+    if again is not None and (again.variant, again.target) == (cell.variant, cell.target):
+        return again.speedup, again.latency, True
+    if isinstance(cell.latency, Skipped):
+        return cell.speedup, cell.latency, False
+    nothing = Skipped(skipped="no benchmark case")
+    return cell.speedup, next(iter(cell.latency), nothing), False
 
 
 def conditions(report: Report) -> tuple[tuple[str, str], ...]:

@@ -10,7 +10,7 @@ import pytest
 from optimc.report.escape import one_line
 from optimc.report.html import to_html
 from optimc.report.pictures import trade_chart
-from optimc.report.schema import Gate, Report
+from optimc.report.schema import Confirmation, Gate, Report
 from optimc.report.values import Skipped
 from optimc.testing.example_report import (
     HOSTILE_NAMES,
@@ -28,6 +28,23 @@ REPORTS = {
     "hostile": hostile_report(" ".join(HOSTILE_NAMES)),
 }
 every_report = pytest.mark.parametrize("report", REPORTS.values(), ids=REPORTS.keys())
+
+
+def test_what_ships_is_shown_by_the_figures_that_the_gate_judged() -> None:
+    report = example_report()
+    cell = next(c for c in report.results if c.name == report.best.name)  # type: ignore[union-attr]
+    assert "measured again" not in to_html(report)
+    again = Confirmation(
+        variant=cell.variant,
+        target=cell.target,
+        speedup=cell.speedup.model_copy(update={"value": 7.654}),
+        latency=cell.latency[0].model_copy(update={"p50_ms": 0.7654}),  # type: ignore[union-attr]
+    )
+    tiles = to_html(report.model_copy(update={"confirmation": again})).partition('class="tiles"')[2]
+    tiles = tiles.partition("</dl>")[0]
+    assert "7.6" in tiles
+    assert "0.765" in tiles
+    assert tiles.count("measured again") == 2
 
 
 class Page(HTMLParser):
