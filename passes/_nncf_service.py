@@ -180,8 +180,8 @@ class _EnoughError(Exception):
 
 
 class _Judge:
-    """NNCF's validation function: the metric is the drop with its sign turned, 0 for the model that
-    came in. NNCF ranks by outputs, as no values for each sample are given."""
+    """NNCF's validation function: the metric is 1 less the drop, and 1 for the model that came in
+    (NNCF divides by it). NNCF ranks by outputs, as no values for each sample are given."""
 
     def __init__(self, service: NncfService, target: str) -> None:
         self._service = service
@@ -191,14 +191,14 @@ class _Judge:
     def __call__(self, model: onnx.ModelProto, samples: Iterable[Any]) -> tuple[float, Any]:
         self._calls += 1
         if self._calls == 1:
-            return 0.0, [[0.0]]  # its look at what the function gives: lists mean outputs
+            return 1.0, [[0.0]]  # its look at what the function gives: lists mean outputs
         if self._calls == 2:
-            return 0.0, None  # the model that came in
+            return 1.0, None  # the model that came in
         nodes = self._service._written(model, self._target)
         _, told = self._service._ask(ask="drop", path=self._target, nodes=nodes)
         if told["stop"]:
             raise _EnoughError
-        return -float(told["drop"]), None
+        return 1.0 - float(told["drop"]), None
 
 
 class _Feeds:

@@ -1,4 +1,4 @@
-"""`quantize_nncf` on this side of the worker: samples, trials, and what comes back. Imports onnx_ir.
+"""`quantize_nncf` on this side of the worker: samples, trials, the result. Imports onnx_ir.
 
 NNCF's search for `max_drop` sees drops alone: they are measured here, on the tuning split, as those
 of `quantize_int8` are. What it keeps in float is the choice; the model that ships is made by

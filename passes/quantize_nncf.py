@@ -1,7 +1,7 @@
 """INT8 by NNCF, OpenVINO's own quantization library, on the ONNX graph.
 
-NNCF places quantizers by OpenVINO's operator sets, takes ranges from means of the samples' extremes,
-and corrects biases: after quantization, each layer's mean output is that of the float model
+NNCF places quantizers by OpenVINO's operator sets, takes ranges from means of the samples'
+extremes, and corrects biases: each layer's mean output then is that of the float model
 
     b' = b + E[y] - E[yq]
 
@@ -65,8 +65,8 @@ class QuantizeNncf(Pass):
     smooth_quant: bool = True
     """Whether transformers are smoothed before."""
     fast_bias_correction: bool = True
-    """Biases from statistics of the float model; with `false` from those of the quantized one, which
-    takes many times as long."""
+    """Biases from statistics of the float model; with `false` from those of the quantized one,
+    which takes many times as long."""
     samples: Annotated[int, Field(ge=1)] = 300
     """How many calibration samples NNCF sees (all where there are fewer)."""
     keep_float: list[str] = Field(default=[])
