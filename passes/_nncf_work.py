@@ -123,7 +123,9 @@ class Delegate:
             share = min(1.0, (time.monotonic() - started) / seconds)
             self._say(share, f"drops by {drop.point:.4g} with {len(kept)} operations in float")
             reply = self._worker.call("answer", drop=drop.point, stop=late).data
-        best = min(trials, key=lambda trial: _rank(trial, max_drop))
+        # Its last trial may be the float model, which is no answer.
+        quantized = [trial for trial in trials if len(trial.kept) < len(full)]
+        best = min(quantized or trials, key=lambda trial: _rank(trial, max_drop))
         return Found(best, len(trials), time.monotonic() - started, not late)
 
     def _target(self) -> Path:

@@ -216,7 +216,8 @@ class QuantizeNncf(Pass):
         met = drop.point <= self.max_drop
         text = (
             f"max_drop {self.max_drop:g} of {metric} {'met' if met else 'NOT met'} with"
-            f" {len(kept)} operators put back into float: it drops by {drop.point:.4g} on"
+            f" {len(kept)} of {len(kept) + len(result.rewrites)} operators put back into float: it"
+            f" drops by {drop.point:.4g} on"
             f" {drop.samples} tuning samples (one-sided 95 % ends {drop.lower:.4g} and"
             f" {drop.upper:.4g})"
         )

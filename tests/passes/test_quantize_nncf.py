@@ -181,7 +181,8 @@ class TestNncf:
         assert (result.budget.name, result.budget.met) == ("max_drop.top1", True)
         kept = result.choice["float"]
         assert kept
-        assert tuning.seen[0] > tuning.seen[1] > tuning.seen[2] == tuning.seen[3]
+        assert tuning.seen[0] > tuning.seen[1] > tuning.seen[2]
+        assert len(tuning.seen) == 4, "three trials, and the model that ships"
         reasons = [r for r in result.refusals if "to meet max_drop 0.01" in r.reason]
         assert len(reasons) == len(kept)
         assert "best of 3 trials" in result.notes[0]

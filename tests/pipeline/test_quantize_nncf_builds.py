@@ -1,4 +1,4 @@
-"""`quantize_nncf` in real builds, with NNCF in its worker: cached, locked, deterministic, judged."""
+"""`quantize_nncf` in real builds, with NNCF in its worker: cached, locked, the same again."""
 
 from __future__ import annotations
 
