@@ -150,43 +150,54 @@ def correction(layer: QuantizedLayer, means: Floats) -> Floats | str:
     if error is None:
         return "its weight has another shape than the float model's"
     node = layer.node
-    shift = (
-        _of_gemm(node, error, means) if node.op_type == "Gemm" else _of_conv(layer, error, means)
-    )
+    if node.op_type == "Gemm":
+        shift = means @ error if len(error) == len(means) else None
+    else:
+        shift = _of_conv(layer, error, means)
     if shift is None:
         return "its inputs are not of one size for each channel"
-    given, kept = layer.float_node.inputs[2], _bias(layer)
-    bias = constant(given)
-    assert bias is not None
-    factor = number(node, "beta", 1.0) if node.op_type == "Gemm" else 1.0
-    return np.asarray(factor * (bias.astype(np.float64) - kept) - shift)
+    return np.asarray(_float_bias(layer) - _bias(layer) - shift)
 
 
 def _weight_error(layer: QuantizedLayer) -> Floats | None:
-    """The quantized weight less the float one."""
-    node = dequantizer(layer.node.inputs[1])
+    """The quantized weight less the float one; Gemm's as a matrix [inputs, outputs].
+
+    `quantize_int8` puts Gemm's factors into the constants, so each node's own ones count.
+    """
+    dq = dequantizer(layer.node.inputs[1])
     integers, wanted = integers_of(layer.node.inputs[1]), constant(layer.float_node.inputs[1])
-    if node is None or integers is None or wanted is None or integers.shape != wanted.shape:
+    if dq is None or integers is None or wanted is None:
         return None
-    rounded = integers.astype(np.float64) * scale_of(node).astype(np.float64)
-    return np.asarray(rounded - wanted.astype(np.float64))
+    rounded = integers.astype(np.float64) * scale_of(dq).astype(np.float64)
+    pair = [(layer.node, rounded), (layer.float_node, wanted.astype(np.float64))]
+    if layer.node.op_type == "Gemm":
+        pair = [
+            (node, number(node, "alpha", 1.0) * (array.T if number(node, "transB", 0) else array))
+            for node, array in pair
+        ]
+    (_, new), (_, old) = pair
+    return np.asarray(new - old) if new.shape == old.shape else None
 
 
 def _bias(layer: QuantizedLayer) -> Floats:
-    """The bias as it stands, in the layer's unit."""
+    """What the bias adds to the outputs as it stands."""
     assert layer.bias is not None
-    node = dequantizer(layer.bias)
-    stored = constant(layer.bias if node is None else node.inputs[0])
+    dq = dequantizer(layer.bias)
+    stored = constant(layer.bias if dq is None else dq.inputs[0])
     assert stored is not None
-    step = 1.0 if node is None else scale_of(node).astype(np.float64)
-    return np.asarray(stored.astype(np.float64) * step)
+    step = 1.0 if dq is None else scale_of(dq).astype(np.float64)
+    return np.asarray(_beta(layer.node) * stored.astype(np.float64) * step)
 
 
-def _of_gemm(node: ir.Node, error: Floats, means: Floats) -> Floats | None:
-    matrix = error.T if number(node, "transB", 0) else error
-    if len(matrix) != len(means):
-        return None
-    return np.asarray(number(node, "alpha", 1.0) * (means @ matrix))
+def _float_bias(layer: QuantizedLayer) -> Floats:
+    """What it adds in the float model."""
+    stored = constant(layer.float_node.inputs[2])
+    assert stored is not None, "unfit says so"
+    return np.asarray(_beta(layer.float_node) * stored.astype(np.float64))
+
+
+def _beta(node: ir.Node) -> float:
+    return number(node, "beta", 1.0) if node.op_type == "Gemm" else 1.0
 
 
 def _of_conv(layer: QuantizedLayer, error: Floats, means: Floats) -> Floats | None:
