@@ -145,11 +145,15 @@ class NncfService:
     def _arguments(self, ignored: list[str]) -> dict[str, Any]:
         """What both of NNCF's entries take, in its own words."""
         import nncf
+        from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
         given = self._options
         preset, off = given["preset"], nncf.AdvancedSmoothQuantParameters(-1, -1)
         smooth = nncf.AdvancedSmoothQuantParameters() if given["smooth_quant"] else off
         fix = nncf.OverflowFix.ENABLE if given["reduce_range"] else nncf.OverflowFix.DISABLE
+        advanced = nncf.AdvancedQuantizationParameters(overflow_fix=fix, smooth_quant_alphas=smooth)
+        if given["ranges"] == "minmax":
+            advanced.activations_range_estimator_params = RangeEstimatorParametersSet.MINMAX
         return {
             "preset": None if preset is None else nncf.QuantizationPreset(preset),
             "target_device": nncf.TargetDevice(given["device"]),
@@ -157,9 +161,7 @@ class NncfService:
             "fast_bias_correction": given["fast_bias_correction"],
             "model_type": nncf.ModelType.TRANSFORMER if given["transformer"] else None,
             "ignored_scope": nncf.IgnoredScope(names=ignored, validate=False),
-            "advanced_parameters": nncf.AdvancedQuantizationParameters(
-                overflow_fix=fix, smooth_quant_alphas=smooth
-            ),
+            "advanced_parameters": advanced,
         }
 
     def _written(self, model: onnx.ModelProto, target: str) -> list[str]:

@@ -52,13 +52,16 @@ class QuantizeNncf(Pass):
         recipe's first metric drops by no more than that on the tuning split. It ranks them by what
         they do to the outputs on 32 calibration samples. The choice goes into the lock. Where no
         choice meets the limit in time, the best one found is built and the gate fails.
-    Options: preset, transformer, smooth_quant, fast_bias_correction, samples, keep_float, max_drop,
-        at_most.
+    Options: preset, ranges, transformer, smooth_quant, fast_bias_correction, samples, keep_float,
+        max_drop, at_most.
     """
 
     preset: Literal["performance", "mixed"] | None = None
     """`performance` takes zero points of 0 for activations, `mixed` any. Without it `mixed` for
     transformers, else `performance`."""
+    ranges: Literal["mean", "minmax"] = "mean"
+    """How an activation's range is chosen: means of the samples' extremes, as NNCF does it by
+    itself, or with `minmax` the extremes of all samples, which clip nothing."""
     transformer: bool | None = None
     """Whether NNCF looks for the patterns of transformers. Without it: where a MatMul reads the
     result of a Softmax."""
@@ -140,6 +143,7 @@ class QuantizeNncf(Pass):
         transformer = self.transformer
         return {
             "preset": self.preset,
+            "ranges": self.ranges,
             "device": spec.nncf_device,
             "reduce_range": spec.reduce_range,
             "transformer": attends(model.ir.graph) if transformer is None else transformer,

@@ -42,7 +42,7 @@ def nncf_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("inline")
 class TestQuantizeNncf(PassContract):
-    passes = (QuantizeNncf(samples=16),)
+    passes = (QuantizeNncf(samples=32, ranges="minmax"),)
 
     def models(self) -> Mapping[str, OnnxModel]:
         every = quantizable_models()
@@ -105,6 +105,16 @@ class TestNncf:
         assert not weight.inputs[2].const_value.numpy().any()
         assert read.inputs[1].const_value.numpy().shape == ()
         assert convolution.inputs[2].producer() is None, "a float bias"
+
+    def test_ranges_are_means_of_the_samples_extremes_or_the_extremes(self) -> None:
+        scales = [
+            float(graph_of(result)[0].inputs[1].const_value.numpy())
+            for result in (
+                run(QuantizeNncf(samples=16, ranges="mean"), residual()),
+                run(QuantizeNncf(samples=16, ranges="minmax"), residual()),
+            )
+        ]
+        assert scales[0] < scales[1]
 
     def test_the_full_range_is_taken_unless_the_cpu_saturates(self) -> None:
         def greatest(features: set[str]) -> list[int]:
