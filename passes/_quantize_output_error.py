@@ -8,7 +8,7 @@ kernel takes in; weights in float), the range is the one with the least
 on calibration samples. A tensor's own squared error weighs all its elements alike; a layer does
 not (Nagel et al. 2021, "A White Paper on Neural Network Quantization", arXiv:2106.08295, section
 3.1, and Wu et al. 2020, arXiv:2004.09602, on ranges by the effect behind them). Candidates are the
-ranges of the other estimators and some around the best of them.
+ranges of the other estimators, some around the best of them, and shares of the extremes.
 
 The sums come out of the float graph itself: a copy of it computes Q, DQ and the layers once for
 each candidate and gives one number for each. Values are searched some at a time, so that memory is
@@ -42,8 +42,10 @@ SAMPLES = 64
 """Calibration samples that the errors are taken over."""
 CHUNK = 8
 """Values that are searched in one sweep."""
-_AROUND = (0.6, 0.7, 0.8, 0.9, 1.1, 1.25)
+_AROUND = (0.8, 0.9, 1.1)
 """What the range of least squared error is stretched by for further candidates."""
+_OF_ALL = tuple(2.0 ** (-step / 2) for step in range(1, 9))
+"""Shares of the extremes, down to a sixteenth: where layers hardly look at what is large."""
 _LEAST = 1e-30
 """The least power of an output: layers that give zeros lose nothing."""
 
@@ -139,8 +141,9 @@ def _candidates(seen: TensorStatistics, kind: IntegerType) -> list[Range]:
     full, best = MinMax().estimate(seen, kind), MeanSquaredError().estimate(seen, kind)
     others = (Percentile(99.9), Percentile(99.99), Percentile(99.999), Entropy())
     ranges = [full, best, *(one.estimate(seen, kind) for one in others)]
-    for factor in _AROUND:
-        low, high = max(full.low, best.low * factor), min(full.high, best.high * factor)
+    stretched = [(best, factor) for factor in _AROUND] + [(full, share) for share in _OF_ALL]
+    for span, factor in stretched:
+        low, high = max(full.low, span.low * factor), min(full.high, span.high * factor)
         ranges.append(Range(low, high))
     unique = {(r.low, r.high): r for r in ranges if r.magnitude > 0.0}
     return sorted(unique.values(), key=lambda r: (r.low - r.high, r.low))

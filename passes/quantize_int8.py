@@ -60,9 +60,9 @@ class QuantizeInt8(Pass):
     """How an activation's range is chosen: `minmax` clips nothing, `moving_average` takes weighted
     means of the samples' extremes, `percentile` cuts the tails, `entropy` loses the least
     information (TensorRT's method), `mse` minimises the squared error of clipping and rounding
-    together, `output_error` that of the outputs of the layers that read it, over 64 samples and
-    the ranges of the others (it runs each layer a dozen times; values that no layer with a
-    constant weight reads are left to `mse`)."""
+    together, `output_error` the error of the layers that read it, on 64 samples (slower: each
+    layer runs once for each of some 15 ranges; values that no layer with a constant weight reads
+    are left to `mse`)."""
     percentile: Annotated[float, Field(gt=50.0, le=100.0)] = 99.999
     """With `ranges: percentile`: how many per cent of the elements lie within either end."""
     keep_float: list[str] = Field(default=[])

@@ -27,6 +27,7 @@ from optimc.testing.runs import run_model, run_pass, seeded_feeds
 PASS = CorrectBias(method="analytic", samples=32)
 
 
+@pytest.mark.slow
 class TestAnalyticBias(PassContract):
     passes = (PASS,)
 
