@@ -244,5 +244,5 @@ def _space(value: ir.Value | None, rank: int) -> list[int] | None:
 
 
 def _numbers(node: ir.Node, name: str, default: int, count: int) -> Sequence[int]:
-    found = node.attributes.get_ints(name)
-    return [default] * count if found is None else list(found)
+    attribute = node.attributes.get(name)
+    return [default] * count if attribute is None else list(attribute.as_ints())
