@@ -21,7 +21,7 @@ from optimc.testing import PassContract
 from optimc.testing.calibrated import random_calibration, target_spec
 from optimc.testing.inline_workers import InlineWorker
 from optimc.testing.quantizable import matmul, quantizable_models, residual
-from optimc.testing.recoverable import depthwise_chain, quantized_models
+from optimc.testing.recoverable import depthwise_chain, quantized
 from optimc.testing.runs import run_pass
 
 needs_nncf = pytest.mark.skipif(
@@ -233,7 +233,7 @@ def test_a_missing_extra_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None
 @needs_nncf
 def test_a_quantized_model_and_patterns_without_effect_are_refused() -> None:
     with pytest.raises(PreconditionError, match="quantized already"):
-        run(QuantizeNncf(), quantized_models()["residual"])
+        run(QuantizeNncf(), quantized(residual()))
     with pytest.raises(PreconditionError, match="keep_float: `Cnov` names no node"):
         run(QuantizeNncf(keep_float=["Cnov"]), residual())
 
