@@ -70,6 +70,7 @@ class Row:
 
 
 FIT, BIAS, EVEN = FitRounding(), CorrectBias(), Equalize()
+ANALYTIC = CorrectBias(method="analytic")
 ROWS = (
     Row("per tensor, plain"),
     Row("+ ranges: mse", ranges="mse"),
@@ -81,6 +82,10 @@ ROWS = (
     Row("+ equalize, ranges: mse, fit_rounding, correct_bias", (EVEN,), (FIT, BIAS), ranges="mse"),
     Row("per channel, plain", per_channel=True),
     Row("per channel, all", (EVEN,), (FIT, BIAS), per_channel=True, ranges="mse"),
+    Row("+ ranges: output_error", ranges="output_error"),
+    Row("+ correct_bias: analytic", behind=(ANALYTIC,)),
+    Row("per channel, ranges: mse", per_channel=True, ranges="mse"),
+    Row("per channel, ranges: output_error", per_channel=True, ranges="output_error"),
 )
 
 

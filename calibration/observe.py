@@ -117,6 +117,15 @@ class ActivationCalibration:
 
         return ValueReader(self._dataset, self._limits, samples, service or SERVICE)
 
+    def feeds(self, size: int, samples: int | None = None) -> Iterator[Mapping[str, Any]]:
+        """See `core.passes.Calibration`; memory is bounded as that of the data set's batches is."""
+        left = len(self._dataset) if samples is None else samples
+        for batch in self._dataset.batches(size):
+            if left <= 0:
+                return
+            yield batch.feeds
+            left -= batch.size
+
     @cached_property
     def _source_values(self) -> dict[str, str]:
         """From a source name to the value of the source model that has it."""

@@ -65,7 +65,14 @@ class StoredCalibration:
 
     def reader(self, samples: int | None = None, service: str | None = None) -> NoReturn:
         """Raises InputError: passes that look at the samples themselves need data."""
-        raise InputError(
+        raise self._no_samples()
+
+    def feeds(self, size: int, samples: int | None = None) -> NoReturn:
+        """Raises InputError, as `reader` does."""
+        raise self._no_samples()
+
+    def _no_samples(self) -> InputError:
+        return InputError(
             "a calibration table holds ranges alone, and a pass asks for the samples",
             where=str(self.path),
             fix="name data under data.calibration in place of the table",

@@ -64,9 +64,10 @@ class _Work:
     context: PassContext
 
     def __post_init__(self) -> None:
-        self._estimator = Remembering(self.pass_.estimator())
         # Found before the model is changed: at the end nothing is left of them.
-        self._names = tuple(self._layers())
+        names, ranges = self._layers()
+        self._names = tuple(names)
+        self._estimator = Remembering(ranges)
 
     def searched(self) -> PassResult:
         """Searches, times what was kept, and quantizes for good."""
@@ -107,8 +108,9 @@ class _Work:
         found = Found(tuple(kept), drop, met, True, {}, 1, 0.0)
         return replace(result, choice=choice, budget=self._budget(found))
 
-    def _layers(self) -> list[str]:
-        """What can be kept in float: all that would be quantized and does not only move data."""
+    def _layers(self) -> tuple[list[str], RangeEstimator]:
+        """What can be kept in float: all that would be quantized and does not only move data. And
+        what chooses the ranges."""
         from optimc.passes.quantize_int8 import layer_name, matches
 
         spec = self.context.spec.quantization
@@ -129,7 +131,8 @@ class _Work:
         ]
         statistics = statistics_of(units, clone, self.context.calibration)
         chosen = select(usable(units, statistics, silent), silent)
-        return [layer_name(unit) for unit in chosen if not unit.moves]
+        ranges = self.pass_.searched(clone, chosen, statistics, self.context)
+        return [layer_name(unit) for unit in chosen if not unit.moves], ranges
 
     def _trial(self, kept: Kept) -> OnnxModel:
         reasons = dict.fromkeys(kept, "kept in float by this trial")

@@ -1,4 +1,4 @@
-"""Empirical bias correction of a quantized model.
+"""Bias correction of a quantized model, empirical or analytic.
 
 Rounding the weights W of a layer to Wq moves the mean of each output channel: with the inputs x of
 the float model and xq of the quantized one,
@@ -6,13 +6,14 @@ the float model and xq of the quantized one,
     E[Wq xq] = E[W x] + d        b' = b - d
 
 (Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction",
-arXiv:1906.04721, section 4.2; here with means over calibration data, their empirical variant).
-A depthwise filter averages few roundings, so its d is large.
+arXiv:1906.04721, section 4.2). A depthwise filter averages few roundings, so its d is large. The
+empirical variant measures d on calibration data, with what the layers before do to x; the analytic
+one computes (Wq - W) E[x] alone, see `_bias_analytic`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -39,15 +40,23 @@ class CorrectBias(Pass):
     Rewrites: the bias of each quantized Conv, ConvTranspose and Gemm, layer by layer in the order
         of the graph, so that each sees the layers before it corrected. The mean of each output
         channel over the calibration data then is that of the float model. One numbered rewrite is
-        one layer.
+        one layer. `method: analytic` gives each bias what the rounding of its own weight takes
+        from the mean, by a formula, in one sweep over the data or, behind BatchNormalization, in
+        none.
     Refuses: layers without a constant bias of their own, layers that the float model does not have
-        under the same name, and errors below 0.1 % of the layer's output. A model that no pass
+        under the same name, and errors below 0.1 % of the layer's output (analytic: below half a
+        step of the bias). Analytic: ConvTranspose, Gemm with transA, and with a calibration table
+        in place of data, layers that no BatchNormalization stands before. A model that no pass
         before it quantized is an error.
     Accuracy: lossy; changes constants alone. Judged by the gate where the recipe limits a metric,
         else by an output SQNR of 10 dB against the model that it was given.
-    Options: samples.
+    Options: method, samples.
     """
 
+    method: Literal["empirical", "analytic"] = "empirical"
+    """`empirical` compares each layer's mean outputs in both models, one sweep for each layer;
+    `analytic` takes the error of the weights times the mean inputs: faster, and blind for what
+    clipped and rounded activations do."""
     samples: Annotated[int, Field(ge=1)] = 256
     """How many calibration samples the means are taken over (all where there are fewer)."""
 
@@ -71,11 +80,13 @@ class CorrectBias(Pass):
         """See the class."""
         from optimc.passes._recovery_layers import quantized_layers
 
-        origin, log = context.float_model, context.log
-        assert origin is not None
         layers = [
             layer for layer in quantized_layers(model, context, NAME) if _has_bias(layer, context)
         ]
+        if self.method == "analytic":
+            return self._computed(model, context, layers)
+        origin, log = context.float_model, context.log
+        assert origin is not None
         corrected = 0
         with context.calibration.reader(self.samples) as reader:
             wanted = _moments(reader, origin, layers) if layers else {}
@@ -96,6 +107,39 @@ class CorrectBias(Pass):
         return PassResult(
             model.sealed(), corrected > 0, {"corrected": corrected}, log.rewrites, log.refusals
         )
+
+    def _computed(
+        self, model: OnnxModel, context: PassContext, layers: list[QuantizedLayer]
+    ) -> PassResult:
+        """The analytic variant."""
+        from optimc.passes import _bias_analytic as analytic
+
+        log, fitting = context.log, []
+        for layer in layers:
+            reason = analytic.unfit(layer)
+            if reason is None:
+                fitting.append(layer)
+            else:
+                log.refuse(NAME, layer.label, reason)
+        means, by_norm = analytic.input_means(fitting, context, self.samples)
+        corrected: list[str] = []
+        for layer in fitting:
+            mean = means.get(layer.label)
+            error = analytic.NO_MEANS if mean is None else analytic.correction(layer, mean)
+            if isinstance(error, str):
+                log.refuse(NAME, layer.label, error)
+            elif not _moves(layer, error):
+                log.refuse(NAME, layer.label, "its bias is right already, to half a step")
+            elif log.allow("correct the bias", layer.label):
+                _correct(layer, error)
+                corrected.append(layer.label)
+            else:
+                break
+        stats = {
+            "corrected": len(corrected),
+            "by_batchnorm": sum(label in by_norm for label in corrected),
+        }
+        return PassResult(model.sealed(), bool(corrected), stats, log.rewrites, log.refusals)
 
 
 def _has_bias(layer: QuantizedLayer, context: PassContext) -> bool:
@@ -144,14 +188,21 @@ def _error(
 
 
 def _moves(layer: QuantizedLayer, error: NDArray[Any]) -> bool:
-    """Whether the bias can take any of the error: integers take whole steps."""
+    """Whether the bias can take any of the error: integers take whole steps, floats what is more
+    than their own rounding."""
     import numpy as np
 
+    from optimc.passes._quantize_units import constant
     from optimc.passes._recovery_layers import dequantizer, scale_of
 
     assert layer.bias is not None
     node = dequantizer(layer.bias)
-    return node is None or bool(np.any(np.rint(error / scale_of(node).astype(np.float64))))
+    if node is not None:
+        return bool(np.any(np.rint(error / scale_of(node).astype(np.float64))))
+    bias = constant(layer.bias)
+    assert bias is not None
+    least = 1e-6 * max(float(np.abs(bias).max(initial=0.0)), float(np.finfo(np.float32).tiny))
+    return float(np.abs(error).max(initial=0.0)) > least
 
 
 def _correct(layer: QuantizedLayer, error: NDArray[Any]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -215,6 +215,10 @@ class Calibration(Protocol):
 
     def reader(self, samples: int | None = None, service: str | None = None) -> ValueReader:
         """Reduces values over the first `samples`: see `optimc.calibration.values`."""
+
+    def feeds(self, size: int, samples: int | None = None) -> Iterator[Mapping[str, Any]]:
+        """The first `samples` themselves, in batches of `size`, for a library that runs the model
+        on its own. Batches may be smaller: the last one, and where samples differ in shape."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,6 +105,9 @@ class QuantizationSpec(SpecData):
     """What there is without calibration: `matmul_integer` where DynamicQuantizeLinear and
     MatMulInteger have kernels, `weights` where int8 weights behind a DequantizeLinear stay int8 in
     memory, None where neither is."""
+    nncf_device: Literal["CPU"] | None = None
+    """What NNCF calls this hardware, where its own placement is what the target's kernels take;
+    None where it is not."""
     rules: Mapping[str, OperatorRule]
     """From the operator type (default domain) to its rule; what is not listed stays float."""
 

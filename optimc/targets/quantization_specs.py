@@ -108,6 +108,7 @@ def openvino_cpu(features: Collection[str]) -> QuantizationSpec:
         global_average_pool=True,
         # DynamicQuantizeLinear falls apart into float operators there: half as fast as no INT8.
         dynamic="weights",
+        nncf_device="CPU",
         rules={
             **_CPU,
             "AveragePool": padded_pool,

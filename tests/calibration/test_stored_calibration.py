@@ -120,6 +120,8 @@ def test_samples_cannot_be_had_from_a_table(table: Path) -> None:
     with pytest.raises(InputError, match="ranges alone") as caught:
         StoredCalibration(table / TABLE).reader(8)
     assert "data.calibration" in str(caught.value.fix)
+    with pytest.raises(InputError, match="ranges alone"):
+        StoredCalibration(table / TABLE).feeds(1)
 
 
 def edited(table: Path, folder: Path, **changes: Any) -> Path:
