@@ -1,7 +1,7 @@
 """Fuzzes passes and the whole pipeline with generated graphs or bad inputs, within a time limit.
 
     python bench/fuzz.py --graphs 10000 --seconds 600 --runtime onnxruntime --seed 0
-    python bench/fuzz.py --inputs 10000 --seconds 600 --seed 0
+    python bench/fuzz.py --inputs 10000 --seconds 600 --seed 0 [--programs]
 
 Each graph is built by `optimc build` in process, in several variants, and what is delivered is held
 against the source on inputs of their own. Children do the work, so that a native crash or a hang is
@@ -36,6 +36,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--graphs", type=int, default=1000)
     parser.add_argument("--inputs", type=int, help="so many bad inputs in place of graphs")
+    parser.add_argument("--programs", action="store_true", help="bad .pt2 files among the inputs")
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--runtime", choices=["onnxruntime", "openvino"], default="onnxruntime")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
@@ -53,13 +54,14 @@ def child(options: argparse.Namespace) -> int:
 
     from optimc.cli import main as main_of_optimc
     from optimc.testing.fuzzing import fuzz_seed, keep_find
-    from optimc.testing.input_fuzzing import fuzz_input
+    from optimc.testing.input_fuzzing import KINDS, PROGRAMS, fuzz_input
 
     warnings.simplefilter("ignore")
+    kinds = {**KINDS, **PROGRAMS} if options.programs else KINDS
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     for seed in range(options.seed, options.seed + options.graphs):
         if options.inputs:
-            print(fuzz_input(seed, ROOT / "recipes", main_of_optimc).json(), flush=True)
+            print(fuzz_input(seed, ROOT / "recipes", main_of_optimc, kinds).json(), flush=True)
             continue
         outcome = fuzz_seed(seed, options.runtime)
         if outcome.finds and options.keep:
@@ -106,6 +108,7 @@ def run_chunk(
     command = [sys.executable, __file__, "--child", "--seed", str(seed), what, str(count)]
     command += ["--runtime", options.runtime]
     command += ["--keep", str(options.keep)] if options.keep else []
+    command += ["--programs"] if options.programs else []
     found: list[dict[str, Any]] = []
     until = time.monotonic() + seconds
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}

@@ -1,0 +1,82 @@
+"""`.pt2` files with code inside, and broken ones, through the command line. Needs torch."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from optimc.cli import main
+from optimc.core.errors import InputError
+from optimc.testing.commands import run_optimc
+from optimc.testing.input_fuzzing import PROGRAMS, fuzz_input
+from optimc.testing.program_fuzzing import ATTACKS, MARK, program, read_members, written
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = pytest.importorskip("torch")
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+RUN_BY_TORCH = ("constant", "guard", "old weights", "samples", "size", "weight")
+"""Those that torch 2.13 runs while it reads."""
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> dict[str, Path]:
+    """A file for each attack, in a folder of its own."""
+    files = {}
+    for name, attack in ATTACKS.items():
+        folder = tmp_path / name.replace(" ", "-")
+        folder.mkdir()
+        members = read_members(program())
+        attack(members, folder)
+        files[name] = folder / "m.pt2"
+        files[name].write_bytes(written(members))
+    return files
+
+
+def test_code_in_a_program_never_runs(hostile: dict[str, Path]) -> None:
+    from optimc.frontends._torch_sources import ProgramModel
+
+    for name, path in hostile.items():
+        with pytest.raises(InputError, match=r"could run code|unpickling runs code") as caught:
+            ProgramModel(path)
+        assert not (path.parent / MARK).exists(), name
+        assert "factory" in str(caught.value) or "torch.export.save" in str(caught.value)
+
+
+def test_the_attacks_are_real(hostile: dict[str, Path]) -> None:
+    # Where torch stops running one of these, its check here has nothing to hold any more.
+    ran = []
+    for name, path in hostile.items():
+        with suppress(Exception):  # most files are no programs any more
+            torch.export.load(path).module()(torch.ones(2, 4))
+        if (path.parent / MARK).exists():
+            ran.append(name)
+    assert set(RUN_BY_TORCH) <= set(ran)
+
+
+def test_the_program_itself_is_read(tmp_path: Path) -> None:
+    (tmp_path / "m.pt2").write_bytes(program())
+    looked = run_optimc("inspect", "m.pt2", cwd=tmp_path)
+    assert looked.code == 0, looked.err
+    assert "x: float32[batch, 4]" in looked.out
+
+
+def test_the_message_of_a_hostile_program(hostile: dict[str, Path]) -> None:
+    folder = hostile["samples"].parent
+    looked = run_optimc("inspect", "m.pt2", cwd=folder)
+    assert looked.code == 2
+    assert not looked.traceback
+    assert looked.err.count("error: ") == 1
+    assert "unpickling runs code" in looked.err
+    assert not (folder / MARK).exists()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_spoilt_program_is_one_message(seed: int, repository: Path) -> None:
+    assert fuzz_input(seed, repository / "recipes", main, PROGRAMS).finds == []
