@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 import zipfile
 from collections.abc import Callable
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from optimc.testing.bad_inputs import Workshop
 
 MARK = "code-ran"
-"""The file that code in an archive leaves in the folder of the workshop."""
+"""The file or folder that code in an archive leaves in the folder of the workshop."""
 
 NAMES = ("/etc/x", "../x", "m/../../x", "m//x", "m/\x1b[31m", "M/MODELS/MODEL.JSON", "x" * 999)
 Members = dict[str, bytes]
@@ -138,18 +139,18 @@ def _other_json(members: Members, rng: random.Random) -> None:
     members[name] = json.dumps(tree).encode()
 
 
-_PICKLE = b"cbuiltins\nopen\n(V%s\nVw\ntR."
-"""`open(MARK, "w")`, as pickle's first protocol writes it."""
+_PICKLE = b"cposix\nmkdir\n(V%s\ntR."
+"""`os.mkdir(MARK)`, as pickle's first protocol writes it."""
 
 
 class _Payload:
-    """Leaves a file where it is unpickled."""
+    """Makes a folder where it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open, (str(self.path), "w")
+        return os.mkdir, (str(self.path),)
 
 
 def _saved(content: Any) -> bytes:

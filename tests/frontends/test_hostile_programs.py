@@ -51,20 +51,19 @@ def test_code_in_a_program_never_runs(hostile: dict[str, Path]) -> None:
 
 def test_the_attacks_are_real(hostile: dict[str, Path]) -> None:
     # Where torch stops running one of these, its check here has nothing to hold any more.
-    ran = []
-    for name, path in hostile.items():
+    for name in RUN_BY_TORCH:
+        path = hostile[name]
         with suppress(Exception):  # most files are no programs any more
             torch.export.load(path).module()(torch.ones(2, 4))
-        if (path.parent / MARK).exists():
-            ran.append(name)
-    assert set(RUN_BY_TORCH) <= set(ran)
+        assert (path.parent / MARK).exists(), name
 
 
 def test_the_program_itself_is_read(tmp_path: Path) -> None:
-    (tmp_path / "m.pt2").write_bytes(program())
-    looked = run_optimc("inspect", "m.pt2", cwd=tmp_path)
-    assert looked.code == 0, looked.err
-    assert "x: float32[batch, 4]" in looked.out
+    from optimc.frontends._torch_sources import ProgramModel
+
+    path = tmp_path / "m.pt2"
+    path.write_bytes(program())
+    assert ProgramModel(path).described.inputs == [("x", "float32", ["batch", 4])]
 
 
 def test_the_message_of_a_hostile_program(hostile: dict[str, Path]) -> None:
@@ -77,6 +76,6 @@ def test_the_message_of_a_hostile_program(hostile: dict[str, Path]) -> None:
     assert not (folder / MARK).exists()
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(20))
 def test_a_spoilt_program_is_one_message(seed: int, repository: Path) -> None:
     assert fuzz_input(seed, repository / "recipes", main, PROGRAMS).finds == []
