@@ -34,7 +34,11 @@ _NODES = (
     *(ast.Call, ast.keyword, ast.Tuple, ast.Load, ast.operator, ast.unaryop, ast.boolop, ast.cmpop),
 )
 _OF_TENSORS = frozenset({"size", "shape", "stride", "storage_offset", "dim", "ndim"})
-_OF_MATH = frozenset({"trunc", "ceil", "floor", "sqrt", "inf"})
+_OF_MATH = _words(
+    "trunc ceil floor sqrt inf nan cos cosh acos sin sinh asin tan tanh atan exp log log2"
+)
+_IN_GUARDS = _words("max min abs round int float cast_symbool_to_symint_guardless")
+"""What guards call beside the functions of sizes: they are printed as Python."""
 
 _TARGET = re.compile(
     r"torch\.ops\.(?P<space>\w+)\.(?P<name>\w+)(\.(?!__)\w+)?"
@@ -104,6 +108,8 @@ def _wrong_node(node: ast.AST, *, guard: bool) -> str | None:
         return _wrong_power(node.left, node.right)
     if isinstance(node, ast.Attribute | ast.Subscript):
         return None if guard and _of_inputs(node) else "it takes parts of things"
+    if isinstance(node, ast.IfExp) and guard:
+        return None
     if isinstance(node, ast.Name):
         return "it uses a hidden name" if node.id.startswith("__") else None
     return None if isinstance(node, _NODES) else f"it holds a {type(node).__name__}"
@@ -122,7 +128,7 @@ _INFINITE = float("inf")
 
 def _wrong_call(node: ast.Call, *, guard: bool) -> str | None:
     if isinstance(node.func, ast.Name):
-        if node.func.id not in _FUNCTIONS:
+        if node.func.id not in _FUNCTIONS and not (guard and node.func.id in _IN_GUARDS):
             return f"it calls `{node.func.id}`"
         if node.func.id in _POWERS:
             return "it is no power" if len(node.args) != 2 else _wrong_power(*node.args)
@@ -146,9 +152,12 @@ def _wrong_power(base: ast.expr, exponent: ast.expr) -> str | None:
 
 
 def _of_inputs(node: ast.expr) -> bool:
-    """Whether it is the size or the like of an input: ``L['x'].size()[0]``, or of `math`."""
+    """Whether it is the size or the like of an input, ``L['x'].size()[0]``, or a plain function."""
     if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-        return node.value.id == "math" and node.attr in _OF_MATH
+        if node.value.id == "math":
+            return node.attr in _OF_MATH
+        if node.value.id == "torch":
+            return node.attr.removeprefix("_").startswith("sym_")
     while isinstance(node, ast.Attribute | ast.Subscript | ast.Call):
         if isinstance(node, ast.Attribute) and node.attr not in _OF_TENSORS:
             return False

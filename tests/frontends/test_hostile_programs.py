@@ -10,6 +10,7 @@ import pytest
 
 from optimc.cli import main
 from optimc.core.errors import InputError
+from optimc.frontends._torch_archives import check_archive
 from optimc.testing.commands import run_optimc
 from optimc.testing.input_fuzzing import PROGRAMS, fuzz_input
 from optimc.testing.program_fuzzing import ATTACKS, MARK, program, read_members, written
@@ -74,6 +75,49 @@ def test_the_message_of_a_hostile_program(hostile: dict[str, Path]) -> None:
     assert looked.err.count("error: ") == 1
     assert "unpickling runs code" in looked.err
     assert not (folder / MARK).exists()
+
+
+class Cond(torch.nn.Module):
+    def forward(self, x):
+        return torch.cond(x.sum() > 0, lambda y: y + 1, lambda y: y - 1, (x,))
+
+
+class Names(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.parts = torch.nn.ModuleDict(
+            {"a-b": torch.nn.Linear(4, 4), "c d": torch.nn.Linear(4, 4)}
+        )
+
+    def forward(self, x, *, extra):
+        return {"y": self.parts["a-b"](x) + extra["m"], "z": (self.parts["c d"](x), [x])}
+
+
+class Sizes(torch.nn.Module):
+    def forward(self, x):
+        batch, length, width = x.shape
+        return x.reshape(batch, length * width).repeat(1, 2)[:, : length // 2 * 2], x.shape[1]
+
+
+@pytest.mark.parametrize(
+    ("module", "keywords", "axes"),
+    [
+        (Cond(), {}, (0,)),
+        (Names(), {"extra": {"m": torch.ones(2, 3, 4)}}, ()),
+        (Sizes(), {}, (0, 1, 2)),
+        (torch.nn.MultiheadAttention(4, 2, batch_first=True), {}, ()),
+    ],
+    ids=["cond", "names", "sizes", "attention"],
+)
+def test_what_torch_writes_is_read(
+    module: torch.nn.Module, keywords: dict[str, object], axes: tuple[int, ...], tmp_path: Path
+) -> None:
+    x = torch.ones(2, 3, 4)
+    feeds = (x, x, x) if isinstance(module, torch.nn.MultiheadAttention) else (x,)
+    dynamic = (dict.fromkeys(axes, torch.export.Dim.AUTO),) if axes else None
+    exported = torch.export.export(module.eval(), feeds, keywords, dynamic_shapes=dynamic)
+    torch.export.save(exported, tmp_path / "m.pt2")
+    check_archive(tmp_path / "m.pt2")
 
 
 @pytest.mark.parametrize("seed", range(20))

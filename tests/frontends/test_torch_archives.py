@@ -119,10 +119,28 @@ def test_sizes_that_sympy_would_run_are_refused(
 @pytest.mark.parametrize(
     "guard",
     [
+        "(2*L['x'].size()[1]) != max(1, 2*(L['x'].size()[1] // 2))",
+        "math.floor(torch.sym_float(L['x'].size()[0]) / 2.0) >= 1 and not (L['y']['k'].dim() == 2)",
+        "(L['args'][0].stride()[1] if L['x'].shape[0] > 1 else 3) == 3 or L['x'].size()[0]**2 < 9",
+    ],
+)
+def test_conditions_as_torch_prints_them_pass(tmp_path: Path, guard: str) -> None:
+    path = tmp_path / "m.pt2"
+    path.write_bytes(written(members(guards_code=[guard])))
+    check_archive(path)
+
+
+@pytest.mark.parametrize(
+    "guard",
+    [
         "__import__('os').system('x') == 0",
         "torch.os.system('x') == 0",
         "L['x'].__class__",
         "L['x'].size().__class__",
+        "max.__self__",
+        "torch.load('x')",
+        "torch.sym_float.__globals__",
+        "L['x'].size()[0] ** L['x'].size()[1]",
         "open('x')",
         "L['a\\'b'].size()[0] == 1",
         "math.os",
