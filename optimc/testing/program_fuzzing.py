@@ -45,6 +45,8 @@ def program() -> bytes:
     import torch
 
     class Net(torch.nn.Module):
+        scale: torch.Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.linear = torch.nn.Linear(4, 3)
