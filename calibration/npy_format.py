@@ -126,6 +126,8 @@ def _reader(path: Path, member: str, where: str) -> Callable[[], NDArray[np.gene
 
 def _header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
     """Shape, dtype, and the length of the header in bytes. Raises ValueError for anything else."""
+    from tokenize import TokenError
+
     from numpy.lib import format as npy_format
 
     counted = _Counted(file)
@@ -136,7 +138,10 @@ def _header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype[Any]
     }
     if version not in readers:
         raise ValueError(f"npy format {version[0]}.{version[1]} is for structured arrays")
-    shape, _, dtype = readers[version](counted)
+    try:
+        shape, _, dtype = readers[version](counted)
+    except TokenError as error:  # numpy reads the header once more as Python 2 wrote it
+        raise ValueError(f"its header is no dictionary: {error}") from error
     if dtype.hasobject:
         raise InputError(
             "holds pickled Python objects, which are never loaded (unpickling runs code)",

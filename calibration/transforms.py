@@ -58,7 +58,7 @@ class Divide(Options):
 
     def apply(self, x: Array) -> Array:
         """float32, shape of x."""
-        return _float32(x) / _per_channel(self.divide, x, "divide")
+        return _float32(x, "divide") / _per_channel(self.divide, x, "divide")
 
 
 class Multiply(Options):
@@ -69,7 +69,7 @@ class Multiply(Options):
 
     def apply(self, x: Array) -> Array:
         """float32, shape of x."""
-        return _float32(x) * _per_channel(self.multiply, x, "multiply")
+        return _float32(x, "multiply") * _per_channel(self.multiply, x, "multiply")
 
 
 class MeanStd(Options):
@@ -97,7 +97,7 @@ class Normalize(Options):
         """float32, shape of x."""
         mean = _per_channel(self.normalize.mean, x, "normalize.mean")
         std = _per_channel(self.normalize.std, x, "normalize.std")
-        return (_float32(x) - mean) / std
+        return (_float32(x, "normalize") - mean) / std
 
 
 class Cast(Options):
@@ -226,7 +226,9 @@ def _move_channels(x: Array, step: str) -> Array:
     return np.moveaxis(x, -1, 1) if step == "nchw" else np.moveaxis(x, 1, -1)
 
 
-def _float32(x: Array) -> NDArray[np.float32]:
+def _float32(x: Array, step: str) -> NDArray[np.float32]:
+    if x.dtype.kind in "SUO":
+        raise _does_not_fit(step, x, "numbers")
     return x.astype("float32", copy=False)
 
 

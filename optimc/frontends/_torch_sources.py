@@ -16,6 +16,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from optimc.core.errors import InputError, OptimcError
 from optimc.core.user_code import is_installed
 from optimc.frontends._opened_files import opened_files
+from optimc.frontends._torch_archives import (
+    check_archive,
+    only_tensors_unpickled,
+    swallowed_errors,
+)
 from optimc.frontends._torch_modules import flat_module, named_tensors, unique_output_names
 
 if TYPE_CHECKING:
@@ -109,22 +114,12 @@ class ProgramModel(TorchModel):
     """A program from a `.pt2` file."""
 
     def __init__(self, path: Path) -> None:
-        import torch
-
-        try:
-            self._program = torch.export.load(path)
-        except Exception as error:
-            raise InputError(
-                f"torch {torch.__version__} cannot read this file: {_reason(error)}",
-                where=str(path),
-                fix="write it with torch.export.save, by a torch that is no newer than this one",
-            ) from error
+        self._path = path
+        self._program, self._module = _loaded_program(path)
         self._inputs: tuple[Any, ...] = tuple(self._program.graph_signature.user_inputs)
         """Names of tensors, and constants that the program was exported with."""
         if not any(isinstance(name, str) for name in self._inputs):
             raise InputError("the program has no tensor as input", where=str(path))
-        self._path = path
-        self._module = self._program.module()
         self.described = self._describe()
 
     def _describe(self) -> Described:
@@ -170,6 +165,32 @@ class ProgramModel(TorchModel):
     def program(self, feeds: Tensors, shapes: Mapping[str, Shape]) -> Any:
         """See `TorchModel`."""
         return self._program
+
+
+def _loaded_program(path: Path) -> tuple[Any, Any]:
+    """The program in the `.pt2` file, and its module.
+
+    Raises InputError where torch cannot read it, or would run code that is in it.
+    """
+    import torch
+
+    check_archive(path)
+    swallowed: list[BaseException] = []
+    try:
+        with only_tensors_unpickled(), swallowed_errors("torch.export", swallowed):
+            program = torch.export.load(path)
+        return program, program.module()
+    except Exception as error:
+        cause = swallowed[0] if swallowed else error
+        if "weights_only" in str(cause) or "WeightsUnpickler" in str(cause):
+            reason = "it holds pickled objects that are no tensors, and unpickling runs code"
+        else:
+            reason = _reason(cause)
+        raise InputError(
+            f"torch {torch.__version__} cannot read this file: {reason}",
+            where=str(path),
+            fix="write it with torch.export.save, by a torch that is no newer than this one",
+        ) from error
 
 
 class FactoryModel(ModuleModel):

@@ -7,6 +7,7 @@ that ends one worker and becomes one message.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +119,7 @@ def _first_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
 
 
+@cache
 def _runtime_operators() -> frozenset[tuple[str, str]]:
     """The operators with their domains that ONNX Runtime has beyond those of ONNX."""
     from onnxruntime.capi import _pybind_state

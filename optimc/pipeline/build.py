@@ -194,15 +194,10 @@ class Build:
             result.reason = _reason(error, name)
         probes = self._probes()
         skip = "verification is off" if self.options.verify == "off" else None
-        steering = self._steering(probes)
-        with (
-            Oracle(
-                (*probes.for_passes(self.options.verify), *steering), self.limits
-            ) as pass_oracle,
-            Oracle(
-                (*probes.for_engines(self.options.verify), *steering), self.limits
-            ) as engine_oracle,
-        ):
+        with Oracle(probes.for_passes(self.options.verify), self.limits) as oracle:
+            steering = self._steering(probes, oracle)
+            pass_oracle = oracle.beside((*oracle.probes, *steering))
+            engine_oracle = oracle.beside((*probes.for_engines(self.options.verify), *steering))
             self.probed = {"passes": len(pass_oracle.probes), "engines": len(engine_oracle.probes)}
             self.observer.on_stage("running passes")
             inner = InnerValues(verified_by(self.recipe), self.workspace)
@@ -236,17 +231,16 @@ class Build:
                 for body, count in (self.reach.unreached if self.reach else {}).items()
             ]
 
-    def _steering(self, probes: ProbeSource) -> list[Probe]:
+    def _steering(self, probes: ProbeSource, oracle: Oracle) -> list[Probe]:
         """Finds out what the probes reach, and the inputs that reach more of it."""
         self.reach: Reach | None = None
         if self.options.verify == "off":
             return []
-        with Oracle(probes.for_passes(self.options.verify), self.limits) as oracle:
-            try:
-                found = reach_of(self.start.model, oracle, probes, self.cache, reach_code())
-            except WorkerError as error:
-                self.warnings.append(f"what the probes reach is not known: {error.what}")
-                return []
+        try:
+            found = reach_of(self.start.model, oracle, probes, self.cache, reach_code())
+        except WorkerError as error:
+            self.warnings.append(f"what the probes reach is not known: {error.what}")
+            return []
         self.reach = found
         if not found.steering:
             return []

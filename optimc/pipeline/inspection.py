@@ -170,6 +170,8 @@ def _macs(node: Any, shapes: dict[str, Sequence[int]]) -> int | None:
     if node.op_type not in (*_CONVOLUTIONS, *_PRODUCTS, "ConvTranspose", "Gemm"):
         return 0
     weight = 3 if node.op_type.startswith("QLinear") else 1
+    if len(node.inputs) <= weight or not node.outputs:
+        return None  # a model that no runtime takes may be looked at
     sides = [
         shapes.get(value.name or "") if value is not None else None
         for value in (node.inputs[0], node.inputs[weight], node.outputs[0])

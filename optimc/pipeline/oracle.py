@@ -1,8 +1,9 @@
 """The oracle: what a model's outputs are, by ONNX Runtime with graph optimizations off.
 
 One worker process serves a whole build; it is started when the first question is asked, and again
-after a crash. Outputs are remembered by the model's digest, because every pass is compared with
-its predecessor and with the start of its segment.
+after a crash. Outputs are remembered by the model's digest and the probe's contents: every pass is
+compared with its predecessor and with the start of its segment, and an engine with models that
+passes were compared with, on some of the same probes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -17,7 +20,7 @@ from optimc.core.errors import WorkerError
 from optimc.core.model import OnnxModel
 from optimc.core.worker import Limits, Worker
 from optimc.pipeline.compare import Outputs
-from optimc.pipeline.probes import Probe
+from optimc.pipeline.probes import Probe, probes_digest
 from optimc.pipeline.unstable import unstable_outputs, wrong_form
 
 _REPEATED = 2
@@ -25,36 +28,67 @@ _REPEATED = 2
 _REMEMBERED_BYTES = 512 * 1024 * 1024
 
 
+@dataclass
+class _Shared:
+    """What oracles beside each other have in common."""
+
+    limits: Limits
+    threads: int
+    worker: Worker | None = None
+    known: OrderedDict[str, dict[str, Outputs]] = field(default_factory=OrderedDict)
+    """By model and probe."""
+    twice: dict[str, tuple[list[Outputs], list[Outputs]]] = field(default_factory=dict)
+    """By model: its first probes, run two times in one session."""
+    unstable: dict[str, dict[str, str]] = field(default_factory=dict)
+    turn: threading.RLock = field(default_factory=threading.RLock)
+
+    def remembered(self) -> int:
+        """Bytes of all outputs."""
+        runs = [run for found in self.known.values() for run in found.values()]
+        return sum(array.nbytes for run in runs for array in run.values())
+
+
 class Oracle:
     """Answers for models on a fixed set of probes, one question at a time. A context manager."""
 
     def __init__(self, probes: Sequence[Probe], limits: Limits, *, threads: int = 1) -> None:
         self.probes = tuple(probes)
-        self._limits = limits
-        self._threads = threads
-        self._worker: Worker | None = None
-        self._known: OrderedDict[str, list[Outputs]] = OrderedDict()
-        self._unstable: dict[str, dict[str, str]] = {}
-        self._again: dict[str, list[Outputs]] = {}
-        self._turn = threading.RLock()
+        self._shared = _Shared(limits, threads)
+
+    def beside(self, probes: Sequence[Probe]) -> Oracle:
+        """An oracle on other probes with the worker and the memory of this one, which ends both."""
+        other = Oracle(probes, self._shared.limits)
+        other._shared = self._shared
+        return other
+
+    @cached_property
+    def _names(self) -> tuple[str, ...]:
+        return tuple(probes_digest([probe]) for probe in self.probes)
 
     def outputs(self, digest: str, path: Path) -> list[Outputs]:
         """The outputs for every probe, in their order, of the ONNX file `path` named `digest`.
 
         Raises VerificationError where the runtime refuses, WorkerError where it dies or hangs.
         """
-        with self._turn:
-            if digest in self._known:
-                self._known.move_to_end(digest)
-                return self._known[digest]
-            # The first probes again, in one session: a fresh one would draw the same numbers.
-            answers = self._ask(path, (*self.probes, *self.probes[:_REPEATED]))
-            self._again[digest] = answers[len(self.probes) :]
-            answers = answers[: len(self.probes)]
-            self._known[digest] = answers
-            while len(self._known) > 2 and self._remembered() > _REMEMBERED_BYTES:
-                self._known.popitem(last=False)
-            return answers
+        shared = self._shared
+        with shared.turn:
+            found = shared.known.setdefault(digest, {})
+            missing = [i for i, name in enumerate(self._names) if name not in found]
+            if missing:
+                found.update(self._asked(digest, path, missing))
+            shared.known.move_to_end(digest)
+            while len(shared.known) > 2 and shared.remembered() > _REMEMBERED_BYTES:
+                shared.known.popitem(last=False)
+            return [found[name] for name in self._names]
+
+    def _asked(self, digest: str, path: Path, missing: Sequence[int]) -> dict[str, Outputs]:
+        """By name: the outputs for the probes with these numbers."""
+        # The first ones again, in one session: a fresh one would draw the same numbers.
+        again = missing[:_REPEATED] if digest not in self._shared.twice else ()
+        answers = self._ask(path, [self.probes[index] for index in (*missing, *again)])
+        if again:
+            self._shared.twice[digest] = answers[: len(again)], answers[len(missing) :]
+        return {self._names[i]: one for i, one in zip(missing, answers, strict=False)}
 
     def run(self, path: Path) -> list[Outputs]:
         """The outputs for every probe, asked anew."""
@@ -62,7 +96,7 @@ class Oracle:
 
     def _ask(self, path: Path, probes: Sequence[Probe]) -> list[Outputs]:
         """The outputs for `probes`, one after the other in one session."""
-        with self._turn:
+        with self._shared.turn:
             worker = self._worker_there()
             try:
                 replies = [
@@ -76,14 +110,15 @@ class Oracle:
 
     def _worker_there(self) -> Worker:
         """The worker, started where there is none."""
-        if self._worker is None:
-            self._worker = Worker(
+        shared = self._shared
+        if shared.worker is None:
+            shared.worker = Worker(
                 "optimc.pipeline.oracle_service:OracleService",
-                {"threads": self._threads},
+                {"threads": shared.threads},
                 name="the verification's ONNX Runtime",
-                limits=self._limits,
+                limits=shared.limits,
             )
-        return self._worker
+        return shared.worker
 
     def stable_outputs(self, model: OnnxModel, path: Path) -> tuple[str, ...]:
         """The outputs that are the same when the model runs twice: no random operator, no garbage.
@@ -95,14 +130,13 @@ class Oracle:
 
     def unstable_outputs(self, model: OnnxModel, path: Path) -> Mapping[str, str]:
         """The other outputs, each with the reason. Raises what `outputs` raises."""
-        with self._turn:
-            if model.digest not in self._unstable:
-                first = self.outputs(model.digest, path)
-                again = self._again[model.digest]
-                self._unstable[model.digest] = unstable_outputs(
-                    model.ir, first[: len(again)], again
-                )
-            return self._unstable[model.digest]
+        with self._shared.turn:
+            known = self._shared.unstable
+            if model.digest not in known:
+                self.outputs(model.digest, path)
+                first, again = self._shared.twice.get(model.digest, ([], []))
+                known[model.digest] = unstable_outputs(model.ir, first, again)
+            return known[model.digest]
 
     def wrong_form(self, model: OnnxModel, path: Path, candidate: Sequence[Outputs]) -> str | None:
         """What of `candidate`'s outputs that cannot be compared with the model's no chance
@@ -111,7 +145,7 @@ class Oracle:
         if not unstable:
             return None
         reference = self.outputs(model.digest, path)
-        return wrong_form(unstable, reference, self._again[model.digest], candidate)
+        return wrong_form(unstable, reference, self._shared.twice[model.digest], candidate)
 
     def marks(
         self, path: Path, probes: Sequence[Probe], prefix: str
@@ -120,7 +154,7 @@ class Oracle:
 
         Raises VerificationError where the runtime refuses the model, WorkerError where it dies.
         """
-        with self._turn:
+        with self._shared.turn:
             worker = self._worker_there()
             try:
                 worker.call("profile", path=str(path))
@@ -131,14 +165,11 @@ class Oracle:
                 self.close()
                 raise
 
-    def _remembered(self) -> int:
-        return sum(a.nbytes for runs in self._known.values() for run in runs for a in run.values())
-
     def close(self) -> None:
-        """Ends the worker."""
-        if self._worker is not None:
-            self._worker.close()
-            self._worker = None
+        """Ends the worker, that of the oracles beside it too. It starts again where it is asked."""
+        if self._shared.worker is not None:
+            self._shared.worker.close()
+            self._shared.worker = None
 
     def __enter__(self) -> Self:
         return self

@@ -86,15 +86,15 @@ def _draws(node: ir.Node) -> bool:
 def wrong_form(
     names: Mapping[str, str],
     reference: Sequence[Outputs],
-    again: Sequence[Outputs],
+    twice: tuple[Sequence[Outputs], Sequence[Outputs]],
     candidate: Sequence[Outputs],
 ) -> str | None:
     """What of the outputs `names` no chance explains: a dtype, a rank, a shape; or None.
 
-    `again` is a second run of the reference: shapes that differ there may differ here.
+    `twice` are two runs of the reference's model: shapes that differ there may differ here.
     """
     for name in names:
-        fixed = all(a[name].shape == b[name].shape for a, b in zip(reference, again, strict=False))
+        fixed = all(a[name].shape == b[name].shape for a, b in zip(*twice, strict=True))
         for expected, actual in zip(reference, candidate, strict=True):
             a, b = expected[name], actual.get(name)
             if b is None:

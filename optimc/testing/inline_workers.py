@@ -18,6 +18,7 @@ from optimc.core.worker import Limits, Reply, pack, unpack
 _USERS = (
     "optimc.calibration.observe",
     "optimc.frontends.onnx",
+    "optimc.frontends.torch_frontend",
     "optimc.pipeline.oracle",
     "optimc.targets.client",
 )

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +21,15 @@ from typing import TYPE_CHECKING, Any
 from optimc.testing.bad_inputs import RECIPE, Workshop, run_here
 from optimc.testing.fuzzing import Outcome
 from optimc.testing.inline_workers import inline_workers
+from optimc.testing.program_fuzzing import MARK, spoilt_program
+from optimc.testing.spoiling import spoil_bytes, spoil_tree
 
 if TYPE_CHECKING:
     import onnx
 
 SECONDS = 10.0
-"""An input that takes longer is a find."""
+"""An input that computes for longer is a find, however busy the machine is. What waits for ever is
+found by the limit of who runs this."""
 
 WEIRD = (
     *("-1", "0", "1e999", ".nan", "null", "~", "[]", "{}", "''", "true", "0x7fffffffffffffff"),
@@ -38,22 +41,29 @@ WEIRD = (
 
 
 Main = Callable[[list[str]], int]
+Kind = Callable[[Workshop, random.Random], str | None]
 
 
-def fuzz_input(seed: int, recipes: Path, main: Main) -> Outcome:
-    """Spoils one input and runs `optimc check` or `build` on it.
+def fuzz_input(
+    seed: int, recipes: Path, main: Main, kinds: Mapping[str, Kind] | None = None
+) -> Outcome:
+    """Spoils one input and runs `optimc check`, `inspect` or `build` on it.
 
-    `recipes` holds the quickstart, `main` is `optimc.cli.main`.
+    `recipes` holds the quickstart, `main` is `optimc.cli.main`, `kinds` are `KINDS` where nobody
+    says others.
     """
+    kinds = kinds or KINDS
     rng = random.Random(seed)
-    kind = rng.choice(sorted(KINDS))
+    kind = rng.choice(sorted(kinds))
     outcome = Outcome(seed, 0, [kind])
     with tempfile.TemporaryDirectory(prefix="optimc-fuzz-") as name:
         shop = Workshop.make(Path(name) / "shop", recipes)
-        command = KINDS[kind](shop, rng) or "check recipe.yaml"
-        started = time.monotonic()
+        command = kinds[kind](shop, rng) or "check recipe.yaml"
+        started = time.process_time()
         done = _run(shop, command, main)
-        seconds = time.monotonic() - started
+        seconds = time.process_time() - started
+        if (shop.folder / MARK).exists():
+            outcome.finds.append(f"{kind} `{command}`: code in the file ran")
     if done is None or done.traceback or done.code not in (0, 2, 3, 4, 5):
         text = "killed by an exception" if done is None else done.err[-600:]
         outcome.finds.append(f"{kind} `{command}`: {text}")
@@ -139,28 +149,11 @@ def _truncated(text: str, rng: random.Random) -> str:
 _TEXT_CHANGES = (_lines, _scalars, _scalars, _characters, _truncated)
 
 
-def _bytes(path: Path, rng: random.Random) -> None:
-    """Flips, cuts or repeats some bytes of a file."""
-    content = bytearray(path.read_bytes())
-    for _ in range(rng.randint(1, 8)):
-        place = rng.randrange(len(content) or 1)
-        change = rng.randint(0, 3)
-        if change == 0 and content:
-            content[place] = rng.randrange(256)
-        elif change == 1:
-            del content[place : place + rng.randint(1, 64)]
-        elif change == 2:
-            content[place:place] = content[place : place + rng.randint(1, 64)]
-        else:
-            content[place:place] = bytes(rng.randrange(256) for _ in range(rng.randint(1, 8)))
-    path.write_bytes(bytes(content))
-
-
 BUILD = "build recipe.yaml -o out --no-measure --no-cache --variant fp32"
 
 
 def _model_bytes(shop: Workshop, rng: random.Random) -> str:
-    _bytes(shop.model, rng)
+    spoil_bytes(shop.model, rng)
     return rng.choice([BUILD, "check recipe.yaml", "inspect digits.onnx"])
 
 
@@ -267,7 +260,7 @@ _FIELD_CHANGES = (_field_node, _field_node, _field_tensor, _field_interface, _fi
 
 
 def _archive_bytes(shop: Workshop, rng: random.Random) -> None:
-    _bytes(shop.data(rng.choice(["calibration", "evaluation"])), rng)
+    spoil_bytes(shop.data(rng.choice(["calibration", "evaluation"])), rng)
 
 
 def _archive_members(shop: Workshop, rng: random.Random) -> None:
@@ -316,40 +309,14 @@ def _tokenizer(shop: Workshop, rng: random.Random) -> None:
     shop.recipe.write_text(TEXT_RECIPE, encoding="utf-8")
     change = rng.randint(0, 4)
     if change == 0:
-        _bytes(path, rng)
+        spoil_bytes(path, rng)
     elif change == 1:
-        _bytes(lines, rng)
+        spoil_bytes(lines, rng)
     else:
         tree = json.loads(path.read_text(encoding="utf-8"))
         for _ in range(rng.randint(1, 3)):
-            _spoil_tree(tree, rng)
+            spoil_tree(tree, rng)
         path.write_text(json.dumps(tree), encoding="utf-8")
-
-
-def _spoil_tree(tree: Any, rng: random.Random) -> None:
-    weird: tuple[Any, ...] = (
-        None,
-        -1,
-        2**40,
-        2**70,
-        1.5,
-        "",
-        "x" * 100,
-        [],
-        {},
-        True,
-        "\x1b[31m",
-        "[UNK]",
-    )
-    while isinstance(tree, dict | list) and tree:
-        key = rng.choice(list(tree)) if isinstance(tree, dict) else rng.randrange(len(tree))
-        if not isinstance(tree[key], dict | list) or not tree[key] or rng.random() < 0.3:
-            if rng.random() < 0.2:
-                del tree[key]
-            else:
-                tree[key] = rng.choice(weird)
-            return
-        tree = tree[key]
 
 
 def _plugin(shop: Workshop, rng: random.Random) -> str:
@@ -363,13 +330,13 @@ def _plugin(shop: Workshop, rng: random.Random) -> str:
     module = rng.choice([WRONG_PASS, "1/0\n", "x = (", "import no_such_module\n", ""])
     folder = make_plugin(shop.folder / "plugins", "x", module, {rng.choice(groups): entries})
     if rng.random() < 0.4:
-        _bytes(rng.choice(sorted((folder / "x-1.0.dist-info").iterdir())), rng)
+        spoil_bytes(rng.choice(sorted((folder / "x-1.0.dist-info").iterdir())), rng)
     if rng.random() < 0.5:
         shop.replace("int8: [simplify,", "int8: [scale_outputs, simplify,")
     return rng.choice(["check recipe.yaml", "passes", "targets", "passes scale_outputs"])
 
 
-KINDS: dict[str, Callable[[Workshop, random.Random], str | None]] = {
+KINDS: dict[str, Kind] = {
     "recipe": _recipe,
     "onnx bytes": _model_bytes,
     "onnx fields": _model_fields,
@@ -379,3 +346,6 @@ KINDS: dict[str, Callable[[Workshop, random.Random], str | None]] = {
     "plugin": _plugin,
 }
 """By name: what spoils a workshop; what it returns is the command, where it is not `check`."""
+
+PROGRAMS: dict[str, Kind] = {"pt2": spoilt_program}
+"""These need torch."""
