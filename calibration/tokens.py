@@ -7,7 +7,8 @@ and the greatest length.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -39,7 +40,8 @@ class TextTokenizer:
 
     def check_room(self, pair: bool, where: str) -> None:
         """Raises InputError where `max_length` leaves no room beside the special tokens."""
-        special = self.tokenizer.num_special_tokens_to_add(pair)
+        with _panics_as_errors():
+            special = self.tokenizer.num_special_tokens_to_add(pair)
         if special >= self.max_length:
             raise InputError(
                 f"adds {special} special tokens, which leaves no room in {self.max_length}",
@@ -50,8 +52,23 @@ class TextTokenizer:
     def encode(
         self, texts: Sequence[Segment | tuple[Segment, Segment]], *, words: bool
     ) -> list[tokenizers.Encoding]:
-        """One encoding each, truncated to `max_length` and not padded; pairs as two segments."""
-        return self.tokenizer.encode_batch(list(texts), is_pretokenized=words)
+        """One encoding each, truncated to `max_length` and not padded; pairs as two segments.
+
+        Raises what the library raises where it refuses a text, RuntimeError where it panics.
+        """
+        with _panics_as_errors():
+            return self.tokenizer.encode_batch(list(texts), is_pretokenized=words)
+
+
+@contextmanager
+def _panics_as_errors() -> Iterator[None]:
+    """Raises RuntimeError for a panic of the library's native code, which is no Exception."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise RuntimeError(str(error)) from error
 
 
 def tokenizer_file(path: Path) -> Path:
@@ -71,10 +88,9 @@ def load_tokenizer(path: Path, max_length: int | None, pad_token: str | None) ->
         raise missing_extra("text", "tokenizing text") from error
     file = tokenizer_file(path)
     try:
-        made = Tokenizer.from_file(str(file))
-    except BaseException as error:  # a panic of the native code is no Exception
-        if isinstance(error, KeyboardInterrupt | SystemExit):
-            raise
+        with _panics_as_errors():
+            made = Tokenizer.from_file(str(file))
+    except Exception as error:
         raise InputError(
             f"is not a tokenizer that can be read: {str(error)[:200]}",
             where=str(file),

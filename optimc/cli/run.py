@@ -47,7 +47,9 @@ def run(arguments: list[str]) -> int:
         where = error.filename or "the output, or the folder for temporary files"
         _say(f"error: {where}: {error.strerror}\n  fix: free some space, or set TMPDIR")
         return int(ExitCode.INPUT)
-    except Exception as error:  # noqa: BLE001 (whatever is left is a bug, told in one message)
+    except SystemExit:
+        raise
+    except BaseException as error:  # noqa: BLE001 (panics of native code are no Exception)
         return _bug(error)
 
 
@@ -66,7 +68,7 @@ def _invoke(arguments: list[str]) -> int:
     return code
 
 
-def _bug(error: Exception) -> int:
+def _bug(error: BaseException) -> int:
     import traceback
 
     if os.environ.get(_TRACE_VARIABLE):

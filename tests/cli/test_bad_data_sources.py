@@ -81,6 +81,14 @@ def _deep(name: str) -> Callable[[Path], object]:
     return write
 
 
+def _nameless(folder: Path) -> None:
+    """Takes a special token's definition away, which makes the library's native code panic."""
+    file = folder / "tok" / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    del tokenizer["post_processor"]["special_tokens"]["[CLS]"]
+    file.write_text(json.dumps(tokenizer))
+
+
 CASES: dict[str, tuple[str, Callable[[Path], object], tuple[str, ...]]] = {
     "no file": (
         TEXT.replace("data.csv", "dat.csv"),
@@ -96,6 +104,11 @@ CASES: dict[str, tuple[str, Callable[[Path], object], tuple[str, ...]]] = {
         TEXT,
         _bytes("tok/tokenizer.json", b'{"model": 3}'),
         ("tokenizer.json: is not a tokenizer", "fix: name the tokenizer.json"),
+    ),
+    "tokenizer that panics": (
+        TEXT,
+        _nameless,
+        ("data.csv:2 to", "the tokenizer refuses a text", "fix: "),
     ),
     "column": (
         TEXT.replace("text: review", "text: reviews"),
