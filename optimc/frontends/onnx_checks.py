@@ -22,6 +22,7 @@ MAX_VALUE_BYTES = 2**36
 MAX_NODES = 1_000_000
 """Nodes after inlining functions; more is taken for a file that is built to exhaust memory."""
 
+_INT32_MAX = 2**31 - 1
 _STANDARD_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "ai.onnx.preview.training"})
 
 
@@ -109,6 +110,14 @@ def check_operators(
     """
     functions = {(f.domain, f.name) for f in proto.functions}
     opsets = {entry.domain: entry.version for entry in proto.opset_import}
+    for name, imported in opsets.items():
+        if not 0 <= imported <= _INT32_MAX:
+            raise InputError(
+                f"the model imports version {imported} of the domain `{name or 'ai.onnx'}`, "
+                "which cannot be",
+                where=str(path),
+                fix="correct its opset_import, or export it again",
+            )
     newest = onnx.defs.onnx_opset_version()
     version = opsets.get("", opsets.get("ai.onnx", 0))
     if version > newest:

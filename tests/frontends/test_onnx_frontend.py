@@ -248,6 +248,17 @@ def test_opsets_older_than_the_runtime_are_refused(tmp_path: Path) -> None:
     assert error.fix == "export with opset 13 or later: ONNX Runtime begins at 7"
 
 
+@pytest.mark.parametrize("version", [2**31, -1, 2**62])
+def test_versions_of_domains_that_cannot_be_are_refused(version: int, tmp_path: Path) -> None:
+    scaler = helper.make_node("Scaler", ["x"], ["y"], domain="ai.onnx.ml", offset=[0.0])
+    proto = relu(scaler, domains=("ai.onnx.ml",))
+    proto.opset_import[1].version = version
+    error = refusal(saved(proto, tmp_path), tmp_path)
+    assert f"version {version} of the domain `ai.onnx.ml`" in str(error)
+    assert error.fix is not None
+    assert "opset_import" in error.fix
+
+
 def test_wrong_inner_shapes_are_forgotten(tmp_path: Path) -> None:
     nodes = (helper.make_node("Relu", ["x"], ["h"]), helper.make_node("Neg", ["h"], ["y"]))
     proto = relu(*nodes)
