@@ -190,20 +190,19 @@ class OnnxRuntime(Target):
             session["custom_ops"] = libraries
         main, notes = MODEL, [*context.notes, *_own_operators(folder / MODEL)]
         notes += [lowered] if lowered else []
+        options = session_options(session, folder)
         if self.optimized:
-            options = session_options(session, folder)
             large = model.stats.bytes > EXTERNAL_DATA_THRESHOLD
             _save_optimized(options, folder / OPTIMIZED, weights_apart=large)
-            open_native(folder / MODEL, options)
+        native = open_native(folder / MODEL, options)
+        if self.optimized:
             main = OPTIMIZED
             session |= {"graph_optimization": "disabled", "cpu_features": sorted(cpu_features())}
             notes.append(
                 f"{OPTIMIZED} is bound to this CPU and to this release of {NAME}; "
                 f"{MODEL} is the portable form"
             )
-        else:
-            open_native(folder / MODEL, session_options(session, folder))
-        return Engine.describe(
+        engine = Engine.describe(
             folder,
             runtime=self.runtime,
             main=main,
@@ -224,6 +223,9 @@ class OnnxRuntime(Target):
             deterministic=not self.optimized,
             notes=tuple(notes),
         )
+        if not self.optimized:
+            context.opened = OnnxRuntimeSession(engine, session_settings(engine, {}), native)
+        return engine
 
     @classmethod
     def open(cls, engine: Engine, **overrides: Any) -> OnnxRuntimeSession:
@@ -308,10 +310,13 @@ def _own_operators(path: Path) -> list[str]:
 class OnnxRuntimeSession(Session):
     """One `onnxruntime.InferenceSession`."""
 
-    def __init__(self, engine: Engine, settings: dict[str, Any]) -> None:
+    def __init__(self, engine: Engine, settings: dict[str, Any], native: Any = None) -> None:
+        """`native` is the runtime's session, where it is open."""
         self._engine = engine
         self._settings = settings
-        self._native: Any = open_native(engine.main, session_options(settings, engine.folder))
+        if native is None:
+            native = open_native(engine.main, session_options(settings, engine.folder))
+        self._native: Any = native
         self._bounds: weakref.WeakSet[_Bound] = weakref.WeakSet()
 
     def bind(self, feeds: Arrays) -> _Bound:
