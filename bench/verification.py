@@ -3,10 +3,11 @@
     MODEL=all-MiniLM-L6-v2 STS=folder python bench/verification.py recipes/minilm.yaml --verify fast
 
 Nothing is measured but the build itself (`--no-measure`); the cache is empty. Verification is all
-that judges passes (`PassVerifier.judge`) and engines (`EngineBuilder.prove`) and looks what the
-probes reach; the share is of all seconds of passes and engines, verification included. CPU seconds
-are those of this process and of its workers, each worker's counted where it was called: seconds on
-the clock also count waiting for the other core and for one another. Prints JSON.
+that judges passes (`PassVerifier.judge`), asks engines (`Asking`, in the process that built them)
+and judges them (`EngineBuilder.prove`), and looks what the probes reach; the share is of all
+seconds of passes and engines, verification included. CPU seconds are those of this process and of
+its workers, each worker's counted where it was called: seconds on the clock also count waiting for
+the other core and for one another. Prints JSON.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from unittest.mock import patch
 
 from optimc.core.worker import Worker
 from optimc.pipeline.build import Build, BuildOptions
+from optimc.pipeline.engine_answers import Asking
 from optimc.pipeline.engines import EngineBuilder
 from optimc.pipeline.manager import PassManager
 from optimc.pipeline.observer import Silent
@@ -37,10 +39,13 @@ PHASES = {
     "pass": (PassManager, "run"),
     "judge": (PassVerifier, "judge"),
     "engine": (EngineBuilder, "build"),
+    "asking": (Asking, "__call__"),
     "proof": (EngineBuilder, "prove"),
     "reach": (Build, "_steering"),
 }
-VERIFICATION = ("judge", "proof", "reach")
+VERIFICATION = ("judge", "asking", "proof", "reach")
+INSIDE = ("judge", "asking")
+"""These run within others: a pass, and the building of an engine."""
 OTHER = "the rest"
 
 
@@ -139,7 +144,7 @@ def figures_of(ledger: Ledger) -> dict[str, Any]:
     verification = ledger.of(*VERIFICATION)
     wall = {name: sum(seconds) for name, seconds in ledger.wall_s.items()}
     wall_verification = sum(wall.get(name, 0.0) for name in VERIFICATION)
-    wall_work = sum(wall.values()) - wall.get("judge", 0.0)
+    wall_work = sum(seconds for name, seconds in wall.items() if name not in INSIDE)
     calls = sorted(ledger.calls.items(), key=lambda item: -item[1][1])
     return {
         "cpu_s": {name: ledger.each(name) for name in PHASES},

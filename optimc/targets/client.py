@@ -40,10 +40,10 @@ def build_engine(
     """Builds the stored model in `model_folder` into the empty `folder`, in a worker.
 
     `then` is called with the engine where the build left it open, as long as the worker lives; what
-    it raises is raised. `timings` is a file that a target which `keeps_timings` starts from, where it is there, and
-    leaves what it knows in. Raises CellError where the runtime refuses, WorkerError where the
-    worker dies, hangs or runs out of memory. Then the folder may hold parts: use
-    `optimc.core.files.atomic_folder`.
+    it raises is raised. `timings` is a file that a target which `keeps_timings` starts from, where
+    it is there, and leaves what it knows in. Raises CellError where the runtime refuses,
+    WorkerError where the worker dies, hangs or runs out of memory. Then the folder may hold parts:
+    use `optimc.core.files.atomic_folder`.
     """
     from optimc.core.targets import Engine
 

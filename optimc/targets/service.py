@@ -50,8 +50,9 @@ class BuildService:
         """Makes the engine of the target `runtime` with `options` (plain data).
 
         The model is a stored one; the engine goes into the empty folder `out_folder`. `opened` says
-        whether `run` and `precisions` may be asked. Raises CellError where the runtime refuses, InputError where nothing more can be written, and
-        MemoryError where the runtime runs out of memory.
+        whether `run` and `precisions` may be asked. Raises CellError where the runtime refuses,
+        InputError where nothing more can be written, and MemoryError where the runtime runs out of
+        memory.
         """
         # By way of JSON text, which strict fields take lists for tuples from.
         target = target_class(runtime).model_validate_json(json.dumps(options))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,7 @@ def builder(tmp_path: Path) -> EngineBuilder:
 
 
 @pytest.fixture
-def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def workers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The engines that processes of their own were started for."""
     started: list[str] = []
 
@@ -73,7 +72,7 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
             super().__init__(engine, name=name, limits=limits)
 
     monkeypatch.setattr(engine_answers, "EngineWorker", Noted)
-    yield started
+    return started
 
 
 @pytest.mark.slow

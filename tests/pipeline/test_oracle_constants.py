@@ -94,7 +94,8 @@ def test_half_floats_and_bodies_that_read_the_weight(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     onnx.save(b.proto(), path)
     parts = split(path)
-    assert parts is not None and parts.names == (made,)
+    assert parts is not None
+    assert parts.names == (made,)
     service = OracleService(threads=1)
     for side in (True, False):
         feeds = {"x": np.ones((3, 8), np.float16), "take": np.array(side)}
@@ -125,7 +126,8 @@ def test_what_is_no_constant_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     onnx.save(two_layers().proto(), path)
     monkeypatch.setattr(oracle_constants, "_MOST_BYTES", 64 * 96 * 4)
     parts = split(path)
-    assert parts is not None and len(parts.names) == 1
+    assert parts is not None
+    assert len(parts.names) == 1
 
 
 def test_a_model_that_the_runtime_refuses_is_refused(tmp_path: Path) -> None:
