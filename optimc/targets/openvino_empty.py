@@ -1,8 +1,9 @@
 """Constants without elements, written so that OpenVINO reads their shape.
 
 OpenVINO's ONNX front end (seen with 2026.4) takes a tensor of shape ``[0]`` or ``[0, 3]`` for a
-scalar: sums with it keep their elements, a Gather by it takes one. It is right about the same
-tensor as a ConstantOfShape, which it folds while it converts.
+scalar: sums with it keep their elements. It is right about the same tensor as a ConstantOfShape,
+which it folds while it converts. What some operators would then break on stays as it is; what it
+computes of that is wrong, and no such engine proves itself.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 
 _DIMS = "/dims"
+_LEFT = frozenset({"Gather", "GatherElements", "GatherND", "Unsqueeze"})
+"""By no elements: the plugin crashes on a Gather, the front end refuses an Unsqueeze."""
 
 
 def holds_empty(model: OnnxModel) -> bool:
@@ -55,7 +58,14 @@ def _rewrite(graph: onnx.GraphProto) -> None:
         for attribute in node.attribute:
             if node.op_type == "Constant" and attribute.name == "value":
                 found[node.output[0]] = attribute.t
-    empty = {name: tensor for name, tensor in found.items() if _is_empty(tensor)}
+    left = {
+        name
+        for inner in _graphs(graph)
+        for node in inner.node
+        if node.op_type in _LEFT
+        for name in node.input
+    }
+    empty = {n: tensor for n, tensor in found.items() if _is_empty(tensor) and n not in left}
     if not empty:
         return
     dims = [_dims(name, tensor) for name, tensor in empty.items()]
