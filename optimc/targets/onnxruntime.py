@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 NAME = "ONNX Runtime"
 MODEL = "model.onnx"
 OPTIMIZED = "model.optimized.onnx"
+_MOST_INSIDE = 10**9
+"""Bytes of weights: an ONNX file holds less than two of these."""
 
 Release: TypeAlias = Literal[
     "1.10",
@@ -287,6 +289,12 @@ def _save_optimized(options: Any, path: Path, *, weights_apart: bool) -> None:
         options.add_session_config_entry(f"{prefix}_min_size_in_bytes", "1024")
 
 
+def _refers_to_weights(path: Path) -> bool:
+    """Whether the model's weights lie beside it, and are few enough to be in it if they change."""
+    data = path.with_name(f"{path.name}.data")
+    return data.is_file() and data.stat().st_size < _MOST_INSIDE
+
+
 def _float_type(path: Path) -> str:
     """`f16` where the model holds float16 weights, else `f32`."""
     import onnx
@@ -334,8 +342,9 @@ class OnnxRuntimeSession(Session):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / OPTIMIZED
             options = session_options(self._settings, self._engine.folder)
-            # Weights are not read back: kept apart, they are not parsed either.
-            _save_optimized(options, path, weights_apart=True)
+            # Weights are not read back: kept apart, they are not parsed either. Those that lie in
+            # a file of their own are only referred to, which saves writing them all.
+            _save_optimized(options, path, weights_apart=not _refers_to_weights(self._engine.main))
             open_native(self._engine.main, options)
             return read_layers(path)
 
