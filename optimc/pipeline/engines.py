@@ -248,8 +248,8 @@ class EngineBuilder:
     ) -> EngineProof:
         from optimc.core.onnx_signature import holds_four_bits
 
-        found = self.answers.of(name, engine, oracle.probes)
-        taken, answers = found.taken, found.runs
+        said = self.answers.of(name, engine, oracle.probes)
+        taken, answers = said.taken, said.runs
         if skip_reason is not None:
             finding = Finding(Verdict.UNVERIFIED, skip_reason)
             return _proof(finding, None, None, taken, lossy)
