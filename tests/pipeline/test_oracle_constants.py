@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -50,7 +51,7 @@ def plain(path: Path, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("apart", [False, True], ids=["one file", "weights apart"])
 def test_outputs_are_the_same_to_the_bit(tmp_path: Path, apart: bool) -> None:
     path = tmp_path / "model.onnx"
-    options = {"location": "model.data", "size_threshold": 64} if apart else {}
+    options: dict[str, Any] = {"location": "model.data", "size_threshold": 64} if apart else {}
     onnx.save(two_layers().proto(), path, save_as_external_data=apart, **options)
     parts = split(path)
     assert parts is not None
@@ -97,8 +98,8 @@ def test_half_floats_and_bodies_that_read_the_weight(tmp_path: Path) -> None:
     assert parts is not None
     assert parts.names == (made,)
     service = OracleService(threads=1)
-    for side in (True, False):
-        feeds = {"x": np.ones((3, 8), np.float16), "take": np.array(side)}
+    for taken in (True, False):
+        feeds = {"x": np.ones((3, 8), np.float16), "take": np.array(taken)}
         found = service.run(feeds, str(path))[1]["y"]
         assert found.tobytes() == plain(path, feeds)["y"].tobytes()
 
