@@ -343,6 +343,9 @@ class BuildContext:
     timing_cache: bytes = b""
     """What earlier builds on this device measured, where the target `keeps_timings`; a build puts
     there what it knows now."""
+    opened: Session | None = None
+    """A build that opens the finished files anyway, as the manifest's session says, may leave here
+    what it opened: the engine is then proved in that session, which saves opening it again."""
 
 
 class Target(BaseModel, ABC):

@@ -205,7 +205,7 @@ class Build:
                 self.cache, self.limits, self.workspace, self.recipe.seed, inner, self.data.sizes
             )
             models = self._run_passes(
-                PassVerifier(pass_oracle, inner, skip_reason=skip), pass_oracle
+                PassVerifier(pass_oracle, inner, skip_reason=skip, ahead=engine_oracle), pass_oracle
             )
             lint_cells(self, models)
             self.observer.on_stage("building and verifying engines")
@@ -356,6 +356,8 @@ class Build:
         try:
             more = pass_inputs(self, step, len(outcomes), at_torch=at_torch)
             inputs = PassInputs(step.spec, self._calibration(step), **more)
+            origin = at.origin or self.start.model
+            self.manager.verifier.expect(origin.digest, last=bool(step.cells))
             outcome = self.manager.run(
                 step.entry.pass_, at.model, at.segment, inputs, required=required
             )
@@ -439,7 +441,7 @@ class Build:
         The two are the same but where the target legalized its graph. Raises CellError.
         """
         cell = result.cell
-        engine = self.engines.build(cell.name, cell.target, graph)
+        engine = self.engines.build(cell.name, cell.target, graph, oracle.probes)
         proof = self.engines.prove(
             cell.name,
             engine,

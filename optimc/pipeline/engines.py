@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +20,19 @@ from optimc.core.targets import BuildContext, DimSizes, Engine, Target
 from optimc.core.worker import Limits
 from optimc.pipeline.cache import Cache
 from optimc.pipeline.compare import compare_on_data, compare_outputs
+from optimc.pipeline.engine_answers import Asking, EngineAnswers
 from optimc.pipeline.inner_values import InnerValues, View
 from optimc.pipeline.judging import Judge, aligned, in_both, joined
 from optimc.pipeline.oracle import Oracle
 from optimc.pipeline.probes import probes_digest
 from optimc.pipeline.verification import ENGINE_TOLERANCE, Finding, Verdict, judge_engine
 from optimc.pipeline.versions import compiler_digest, source_digest, tool_versions
-from optimc.targets.client import EngineWorker, build_engine
+from optimc.targets.client import build_engine
 
 if TYPE_CHECKING:
     from optimc.pipeline.compare import Difference
+    from optimc.pipeline.probes import Probe
+    from optimc.targets.client import OpenEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +72,19 @@ class EngineBuilder:
     progress: Callable[[float, str], None] | None = None
     """Gets how far a build is, from targets that say it."""
 
-    def build(self, name: str, target: Target, model: OnnxModel) -> Engine:
+    @cached_property
+    def answers(self) -> EngineAnswers:
+        """What engines say of probes."""
+        return EngineAnswers(self.limits)
+
+    def build(
+        self, name: str, target: Target, model: OnnxModel, probes: Sequence[Probe] | None = None
+    ) -> Engine:
         """The engine of `model` for `target`, from the cache where it is there.
 
-        Raises CellError and WorkerError, as the runtime's refusals, crashes and limits are.
+        With `probes` the process that builds it also runs it on them, for `prove`, where the target
+        has it open. Raises CellError and WorkerError, as the runtime's refusals, crashes and limits
+        are.
         """
         key = digest_of(
             ["engine", model.digest, model.names_digest],
@@ -82,11 +95,23 @@ class EngineBuilder:
             *_native(target),
         )
         entry = self.cache.get("engine", key)
-        if entry is None:
-            entry = self.cache.put("engine", key, lambda out: self._build(name, target, model, out))
-        return Engine.read(entry)
+        if entry is not None:
+            return Engine.read(entry)
+        asking = None if probes is None else Asking(name, probes)
+        entry = self.cache.put("engine", key, lambda o: self._build(name, target, model, o, asking))
+        engine = Engine.read(entry)
+        if asking is not None:
+            self.answers.keep(engine, asking)
+        return engine
 
-    def _build(self, name: str, target: Target, model: OnnxModel, out: Path) -> None:
+    def _build(
+        self,
+        name: str,
+        target: Target,
+        model: OnnxModel,
+        out: Path,
+        then: Callable[[OpenEngine], None] | None,
+    ) -> None:
         self.builds += 1
         with tempfile.TemporaryDirectory(prefix="build-", dir=self.workspace) as folder:
             stored = Path(folder) / "model"
@@ -101,6 +126,7 @@ class EngineBuilder:
                 dims=self._dims(target),
                 timings=self._timings(target, Path(folder)),
                 progress=self.progress,
+                then=then,
             )
             self._keep_timings(target, Path(folder))
 
@@ -189,7 +215,9 @@ class EngineBuilder:
             tool_versions(["onnxruntime", "openvino"]),
         )
         entry = self.cache.get("engine-proof", key)
-        if entry is None:
+        if entry is not None:
+            self.answers.drop(engine)
+        else:
 
             def write(folder: Path) -> None:
                 proof = self._prove(
@@ -220,13 +248,11 @@ class EngineBuilder:
     ) -> EngineProof:
         from optimc.core.onnx_signature import holds_four_bits
 
-        with EngineWorker(engine, name=f"the engine {name}", limits=self.limits) as worker:
-            worker.reopen()
-            taken = worker.precisions()
-            if skip_reason is not None:
-                finding = Finding(Verdict.UNVERIFIED, skip_reason)
-                return _proof(finding, None, None, taken, lossy)
-            answers = [worker.run(probe.feeds) for probe in oracle.probes]
+        said = self.answers.of(name, engine, oracle.probes)
+        taken, answers = said.taken, said.runs
+        if skip_reason is not None:
+            finding = Finding(Verdict.UNVERIFIED, skip_reason)
+            return _proof(finding, None, None, taken, lossy)
         graph_view, source_view = self.inner.view(*model), self.inner.view(*source)
         graph = oracle.outputs(graph_view.digest, graph_view.path)
         origin = oracle.outputs(source_view.digest, source_view.path)
@@ -289,11 +315,9 @@ class EngineBuilder:
         self, name: str, target: Target, view: View, oracle: Oracle
     ) -> list[Mapping[str, Any]]:
         """What `target`'s engine of a view computes; raises CellError as engines do."""
-        engine = self.build(f"{name} with inner values", target, view.model)
-        called = f"the engine {name} with inner values"
-        with EngineWorker(engine, name=called, limits=self.limits) as worker:
-            worker.reopen()
-            return [worker.run(probe.feeds) for probe in oracle.probes]
+        called = f"{name} with inner values"
+        engine = self.build(called, target, view.model, oracle.probes)
+        return self.answers.of(called, engine, oracle.probes).runs
 
 
 def warned(name: str, target: Target, engine: Engine) -> list[str]:

@@ -16,7 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-from optimc.core.errors import WorkerError
+from optimc.core import interruption
+from optimc.core.errors import VerificationError, WorkerError
 from optimc.core.model import OnnxModel
 from optimc.core.worker import Limits, Worker
 from optimc.pipeline.compare import Outputs
@@ -65,48 +66,69 @@ class Oracle:
     def _names(self) -> tuple[str, ...]:
         return tuple(probes_digest([probe]) for probe in self.probes)
 
-    def outputs(self, digest: str, path: Path) -> list[Outputs]:
+    def outputs(self, digest: str, path: Path, *, ahead: Oracle | None = None) -> list[Outputs]:
         """The outputs for every probe, in their order, of the ONNX file `path` named `digest`.
 
-        Raises VerificationError where the runtime refuses, WorkerError where it dies or hangs.
+        `ahead` is an oracle beside this one that is asked of the same model later: its probes are
+        run on the way, as the model is open, and left to later where that goes wrong. Raises
+        VerificationError where the runtime refuses, WorkerError where it dies or hangs.
         """
         shared = self._shared
         with shared.turn:
             found = shared.known.setdefault(digest, {})
             missing = [i for i, name in enumerate(self._names) if name not in found]
             if missing:
-                found.update(self._asked(digest, path, missing))
+                found.update(self._asked(digest, path, missing, ahead))
             shared.known.move_to_end(digest)
             while len(shared.known) > 2 and shared.remembered() > _REMEMBERED_BYTES:
                 shared.known.popitem(last=False)
             return [found[name] for name in self._names]
 
-    def _asked(self, digest: str, path: Path, missing: Sequence[int]) -> dict[str, Outputs]:
-        """By name: the outputs for the probes with these numbers."""
+    def _asked(
+        self, digest: str, path: Path, missing: Sequence[int], ahead: Oracle | None
+    ) -> dict[str, Outputs]:
+        """By name: the outputs for the probes with these numbers, and those that `ahead` lacks."""
         # The first ones again, in one session: a fresh one would draw the same numbers.
         again = missing[:_REPEATED] if digest not in self._shared.twice else ()
-        answers = self._ask(path, [self.probes[index] for index in (*missing, *again)])
+        asked = [self.probes[index] for index in (*missing, *again)]
+        known = {*self._names, *self._shared.known[digest]}
+        later = {} if ahead is None else dict(zip(ahead._names, ahead.probes, strict=True))
+        more = {name: probe for name, probe in later.items() if name not in known}
+        answers = self._ask(path, asked, tuple(more.values()))
         if again:
-            self._shared.twice[digest] = answers[: len(again)], answers[len(missing) :]
-        return {self._names[i]: one for i, one in zip(missing, answers, strict=False)}
+            end = len(asked)
+            self._shared.twice[digest] = answers[: len(again)], answers[len(missing) : end]
+        found = {self._names[i]: one for i, one in zip(missing, answers, strict=False)}
+        return found | dict(zip(more, answers[len(asked) :], strict=False))
 
     def run(self, path: Path) -> list[Outputs]:
         """The outputs for every probe, asked anew."""
         return self._ask(path, self.probes)
 
-    def _ask(self, path: Path, probes: Sequence[Probe]) -> list[Outputs]:
-        """The outputs for `probes`, one after the other in one session."""
+    def _ask(
+        self, path: Path, probes: Sequence[Probe], more: Sequence[Probe] = ()
+    ) -> list[Outputs]:
+        """The outputs for `probes`, one after the other in one session, and behind them those for
+        `more` as far as the model takes them."""
         with self._shared.turn:
             worker = self._worker_there()
             try:
-                replies = [
+                replies: list[Outputs] = [
                     worker.call("run", probe.feeds, path=str(path)).arrays for probe in probes
                 ]
-                worker.call("forget", path=str(path))
             except WorkerError:
                 self.close()
                 raise
-            return list(replies)
+            try:
+                for probe in more:
+                    replies.append(worker.call("run", probe.feeds, path=str(path)).arrays)
+                worker.call("forget", path=str(path))
+            except WorkerError:
+                interruption.check()
+                self.close()
+            except VerificationError:
+                worker.call("forget", path=str(path))
+            return replies
 
     def _worker_there(self) -> Worker:
         """The worker, started where there is none."""

@@ -1,4 +1,7 @@
-"""The service behind `optimc.pipeline.oracle`: ONNX Runtime with graph optimizations off."""
+"""The service behind `optimc.pipeline.oracle`: ONNX Runtime with graph optimizations off.
+
+Of quantized models it runs what dequantizes weights once a session, see `oracle_constants`.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,29 @@ import tempfile
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from optimc.core import custom_ops
 from optimc.core.errors import VerificationError
+from optimc.pipeline.oracle_constants import Split, split
 
 _OPEN_SESSIONS = 2
 _RAN = "_kernel_time"
 """How the profiler's events of nodes end, after the node's name."""
+
+
+_FOLDER = "session.model_external_initializers_file_folder_path"
+"""Where a model that is given as bytes has its other files."""
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A session, and what it is fed beside a probe."""
+
+    session: Any
+    constants: Mapping[str, Any] = field(default_factory=dict)
 
 
 class OracleService:
@@ -26,7 +43,7 @@ class OracleService:
 
         self._threads = threads
         self._ort = onnxruntime
-        self._sessions: OrderedDict[str, Any] = OrderedDict()
+        self._sessions: OrderedDict[str, _Opened] = OrderedDict()
         self._taken: list[bool] = []
 
     def run(self, arrays: Mapping[str, Any], path: str) -> tuple[None, dict[str, Any]]:
@@ -35,9 +52,10 @@ class OracleService:
         Raises VerificationError where ONNX Runtime refuses the model or the feeds.
         """
         try:
-            session = self._session(path)
+            opened = self._session(path)
+            session, given = opened.session, {**arrays, **opened.constants}
             names = [output.name for output in session.get_outputs()]
-            feeds = {i.name: _typed(arrays[i.name], i.type) for i in session.get_inputs()}
+            feeds = {i.name: _typed(given[i.name], i.type) for i in session.get_inputs()}
             return None, dict(zip(names, session.run(names, feeds), strict=True))
         except Exception as error:
             if "bad_alloc" in str(error) or isinstance(error, MemoryError):
@@ -49,15 +67,27 @@ class OracleService:
         self._sessions.pop(path, None)
         return None, {}
 
-    def _session(self, path: str) -> Any:
+    def _session(self, path: str) -> _Opened:
         if path in self._sessions:
             self._sessions.move_to_end(path)
             return self._sessions[path]
-        session = self._opened(path, self._options())
-        self._sessions[path] = session
+        parts = split(Path(path))
+        if parts is None:
+            opened = _Opened(self._opened(path, self._options()))
+        else:
+            opened = self._in_two(parts, str(Path(path).parent))
+        self._sessions[path] = opened
         if len(self._sessions) > _OPEN_SESSIONS:
             self._sessions.popitem(last=False)
-        return session
+        return opened
+
+    def _in_two(self, parts: Split, folder: str) -> _Opened:
+        """The rest of a model, with what its constants come to."""
+        options = self._options()
+        options.add_session_config_entry(_FOLDER, folder)
+        made = self._opened(parts.constants, options).run(list(parts.names), {})
+        rest = self._opened(parts.rest, options)
+        return _Opened(rest, dict(zip(parts.names, made, strict=True)))
 
     def _options(self) -> Any:
         options = self._ort.SessionOptions()
@@ -68,8 +98,8 @@ class OracleService:
         custom_ops.register(options)
         return options
 
-    def _opened(self, path: str, options: Any) -> Any:
-        return self._ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    def _opened(self, model: str | bytes, options: Any) -> Any:
+        return self._ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
     def profile(self, arrays: Mapping[str, Any], path: str) -> tuple[None, dict[str, Any]]:
         """Opens the model at `path` under the profiler, for `profile_run`.

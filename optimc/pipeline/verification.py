@@ -87,11 +87,20 @@ class PassVerifier:
         inner: InnerValues | None = None,
         *,
         skip_reason: str | None = None,
+        ahead: Oracle | None = None,
     ) -> None:
-        """`inner` are the values that the recipe has compared in place of outputs."""
+        """`inner` are the values that the recipe has compared in place of outputs; `ahead` is the
+        oracle that engines are compared by, see `expect`."""
         self._oracle = oracle
+        self._ahead = ahead
+        self._origin, self._last = "", False
         self._inner = inner or InnerValues({}, Path())
         self._skip_reason = skip_reason
+
+    def expect(self, origin: str, *, last: bool) -> None:
+        """Tells what engines will be compared with: the model with the digest `origin`, and what
+        the next pass makes where it is the `last` of a cell. They are run on all probes at once."""
+        self._origin, self._last = origin, last
 
     def judge(
         self,
@@ -107,7 +116,8 @@ class PassVerifier:
             return Finding(Verdict.UNVERIFIED, self._skip_reason)
         try:
             old = self._inner.view(before, before_path)
-            reference = self._oracle.outputs(old.digest, old.path)
+            ahead = self._ahead if before.digest == self._origin else None
+            reference = self._oracle.outputs(old.digest, old.path, ahead=ahead)
         except (VerificationError, WorkerError) as error:
             # The model before the pass is not ours to blame: nothing can be said of the pass.
             return Finding(
@@ -116,9 +126,9 @@ class PassVerifier:
         names = self._oracle.stable_outputs(old.model, old.path)
         try:
             new = self._inner.view(after, after_path)
-            candidate = aligned(
-                reference, self._oracle.outputs(new.digest, new.path), after.signature
-            )
+            ahead = self._ahead if self._last else None
+            made = self._oracle.outputs(new.digest, new.path, ahead=ahead)
+            candidate = aligned(reference, made, after.signature)
         except (VerificationError, WorkerError) as error:
             return Finding(Verdict.FAILED, f"the result does not run: {error.what}")
         wrong = self._oracle.wrong_form(old.model, old.path, candidate)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from optimc.core.worker import Limits, Worker
@@ -35,19 +35,21 @@ def build_engine(
     dims: Mapping[str, DimSizes] | None = None,
     timings: Path | None = None,
     progress: Callable[[float, str], None] | None = None,
+    then: Callable[[OpenEngine], None] | None = None,
 ) -> Engine:
     """Builds the stored model in `model_folder` into the empty `folder`, in a worker.
 
-    `timings` is a file that a target which `keeps_timings` starts from, where it is there, and
-    leaves what it knows in. Raises CellError where the runtime refuses, WorkerError where the
-    worker dies, hangs or runs out of memory. Then the folder may hold parts: use
-    `optimc.core.files.atomic_folder`.
+    `then` is called with the engine where the build left it open, as long as the worker lives; what
+    it raises is raised. `timings` is a file that a target which `keeps_timings` starts from, where
+    it is there, and leaves what it knows in. Raises CellError where the runtime refuses,
+    WorkerError where the worker dies, hangs or runs out of memory. Then the folder may hold parts:
+    use `optimc.core.files.atomic_folder`.
     """
     from optimc.core.targets import Engine
 
     with Worker("optimc.targets.service:BuildService", name=name, limits=limits) as worker:
         worker.on_progress = progress
-        worker.call(
+        built = worker.call(
             "build",
             runtime=target.runtime,
             options=target.model_dump(mode="json"),
@@ -57,7 +59,32 @@ def build_engine(
             dims={name: asdict(sizes) for name, sizes in (dims or {}).items()},
             timings=str(timings) if timings else "",
         )
-    return Engine.read(folder)
+        engine = Engine.read(folder)
+        if then is not None and built.data["opened"]:
+            worker.on_progress = None
+            then(OpenEngine(engine, worker))
+    return engine
+
+
+@dataclass(frozen=True)
+class OpenEngine:
+    """An engine in the process that built it, opened from its finished files.
+
+    The methods are those of `EngineWorker`.
+    """
+
+    engine: Engine
+    worker: Worker
+
+    def run(self, feeds: Arrays) -> Arrays:
+        """The outputs for `feeds`, by name."""
+        from optimc.targets.feeds import in_its_types
+
+        return self.worker.call("run", in_its_types(self.engine.signature, feeds)).arrays
+
+    def precisions(self) -> dict[str, Any]:
+        """What the runtime really runs, see `optimc.targets.layers.summary`."""
+        return dict(self.worker.call("precisions").data)
 
 
 class EngineWorker:

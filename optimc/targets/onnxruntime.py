@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 NAME = "ONNX Runtime"
 MODEL = "model.onnx"
 OPTIMIZED = "model.optimized.onnx"
+_MOST_INSIDE = 10**9
+"""Bytes of weights: an ONNX file holds less than two of these."""
 
 Release: TypeAlias = Literal[
     "1.10",
@@ -190,20 +192,19 @@ class OnnxRuntime(Target):
             session["custom_ops"] = libraries
         main, notes = MODEL, [*context.notes, *_own_operators(folder / MODEL)]
         notes += [lowered] if lowered else []
+        options = session_options(session, folder)
         if self.optimized:
-            options = session_options(session, folder)
             large = model.stats.bytes > EXTERNAL_DATA_THRESHOLD
             _save_optimized(options, folder / OPTIMIZED, weights_apart=large)
-            open_native(folder / MODEL, options)
+        native = open_native(folder / MODEL, options)
+        if self.optimized:
             main = OPTIMIZED
             session |= {"graph_optimization": "disabled", "cpu_features": sorted(cpu_features())}
             notes.append(
                 f"{OPTIMIZED} is bound to this CPU and to this release of {NAME}; "
                 f"{MODEL} is the portable form"
             )
-        else:
-            open_native(folder / MODEL, session_options(session, folder))
-        return Engine.describe(
+        engine = Engine.describe(
             folder,
             runtime=self.runtime,
             main=main,
@@ -224,6 +225,9 @@ class OnnxRuntime(Target):
             deterministic=not self.optimized,
             notes=tuple(notes),
         )
+        if not self.optimized:
+            context.opened = OnnxRuntimeSession(engine, session_settings(engine, {}), native)
+        return engine
 
     @classmethod
     def open(cls, engine: Engine, **overrides: Any) -> OnnxRuntimeSession:
@@ -285,6 +289,12 @@ def _save_optimized(options: Any, path: Path, *, weights_apart: bool) -> None:
         options.add_session_config_entry(f"{prefix}_min_size_in_bytes", "1024")
 
 
+def _refers_to_weights(path: Path) -> bool:
+    """Whether the model's weights lie beside it, and are few enough to be in it if they change."""
+    data = path.with_name(f"{path.name}.data")
+    return data.is_file() and data.stat().st_size < _MOST_INSIDE
+
+
 def _float_type(path: Path) -> str:
     """`f16` where the model holds float16 weights, else `f32`."""
     import onnx
@@ -308,10 +318,13 @@ def _own_operators(path: Path) -> list[str]:
 class OnnxRuntimeSession(Session):
     """One `onnxruntime.InferenceSession`."""
 
-    def __init__(self, engine: Engine, settings: dict[str, Any]) -> None:
+    def __init__(self, engine: Engine, settings: dict[str, Any], native: Any = None) -> None:
+        """`native` is the runtime's session, where it is open."""
         self._engine = engine
         self._settings = settings
-        self._native: Any = open_native(engine.main, session_options(settings, engine.folder))
+        if native is None:
+            native = open_native(engine.main, session_options(settings, engine.folder))
+        self._native: Any = native
         self._bounds: weakref.WeakSet[_Bound] = weakref.WeakSet()
 
     def bind(self, feeds: Arrays) -> _Bound:
@@ -329,8 +342,9 @@ class OnnxRuntimeSession(Session):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / OPTIMIZED
             options = session_options(self._settings, self._engine.folder)
-            # Weights are not read back: kept apart, they are not parsed either.
-            _save_optimized(options, path, weights_apart=True)
+            # Weights are not read back: kept apart, they are not parsed either. Those that lie in
+            # a file of their own are only referred to, which saves writing them all.
+            _save_optimized(options, path, weights_apart=not _refers_to_weights(self._engine.main))
             open_native(self._engine.main, options)
             return read_layers(path)
 

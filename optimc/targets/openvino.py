@@ -31,10 +31,11 @@ from optimc.core.targets import (
     TimedLayer,
     Unavailability,
 )
-from optimc.targets.artifacts import feeds_as_text, place_onnx, session_settings
+from optimc.targets.artifacts import feeds_as_text, session_settings
 from optimc.targets.feeds import NUMBERS, check_exchange, checked_feeds
 from optimc.targets.layers import SHORT
 from optimc.targets.native import refusal
+from optimc.targets.openvino_empty import holds_empty, place_readable
 from optimc.targets.threads import Threads, thread_counts
 
 if TYPE_CHECKING:
@@ -110,16 +111,16 @@ class OpenVino(Target):
         assert isinstance(model, OnnxModel)
         check_exchange(model.signature, NUMBERS, NAME)
         path = model.path
-        if path is None:
+        if path is None or holds_empty(model):
             path = context.workspace / "model.onnx"
-            place_onnx(model, path)
+            place_readable(model, path)
         _check_domains(model, self.spec().domains)
         session = {"threads": self.threads, "precision": self.precision}
         _write_ir(path, folder / MODEL, model.signature, half=self.precision == "f16")
         notes = [*context.notes, *_notes(model.signature)]
         compiled = _compile(folder / MODEL, session)
         notes += _check_layers(compiled, self.precision)
-        return Engine.describe(
+        engine = Engine.describe(
             folder,
             runtime=self.runtime,
             main=MODEL,
@@ -135,6 +136,8 @@ class OpenVino(Target):
             deterministic=True,
             notes=tuple(notes),
         )
+        context.opened = OpenVinoSession(engine, session_settings(engine, {}), compiled)
+        return engine
 
     @classmethod
     def open(cls, engine: Engine, **overrides: Any) -> OpenVinoSession:
@@ -246,11 +249,12 @@ def _check_layers(compiled: Any, asked: str) -> list[str]:
 class OpenVinoSession(Session):
     """One `openvino.CompiledModel`."""
 
-    def __init__(self, engine: Engine, settings: dict[str, Any]) -> None:
+    def __init__(self, engine: Engine, settings: dict[str, Any], compiled: Any = None) -> None:
+        """`compiled` is the `openvino.CompiledModel`, where there is one."""
         self._signature = engine.signature
         self._main = engine.main
         self._settings = settings
-        self._native: Any = _compile(engine.main, settings)
+        self._native: Any = _compile(engine.main, settings) if compiled is None else compiled
         self._failed: CellError | None = None
         self._bounds: weakref.WeakSet[_Bound] = weakref.WeakSet()
 

@@ -31,7 +31,10 @@ Answer = tuple[Any, dict[str, Any]]
 
 
 class BuildService:
-    """Builds one engine."""
+    """Builds one engine, and runs it where the build left it open."""
+
+    def __init__(self) -> None:
+        self._session: Session | None = None
 
     def build(
         self,
@@ -44,11 +47,12 @@ class BuildService:
         dims: dict[str, dict[str, int]] | None = None,
         timings: str = "",
     ) -> Answer:
-        """The manifest of the engine that the target `runtime` with `options` (plain data) makes.
+        """Makes the engine of the target `runtime` with `options` (plain data).
 
-        The model is a stored one; the engine goes into the empty folder `out_folder`. Raises
-        CellError where the runtime refuses, InputError where nothing more can be written, and
-        MemoryError where the runtime runs out of memory.
+        The model is a stored one; the engine goes into the empty folder `out_folder`. `opened` says
+        whether `run` and `precisions` may be asked. Raises CellError where the runtime refuses,
+        InputError where nothing more can be written, and MemoryError where the runtime runs out of
+        memory.
         """
         # By way of JSON text, which strict fields take lists for tuples from.
         target = target_class(runtime).model_validate_json(json.dumps(options))
@@ -60,7 +64,7 @@ class BuildService:
                 known = Path(timings) if timings else None
                 if known is not None and known.is_file():
                     context.timing_cache = known.read_bytes()
-                engine = target.build(load_model(Path(model_folder)), out, context)
+                target.build(load_model(Path(model_folder)), out, context)
                 if known is not None:
                     known.write_bytes(context.timing_cache)
         except OSError as error:
@@ -71,7 +75,21 @@ class BuildService:
             if shutil.disk_usage(out).free < sum(file.stat().st_size for file in stored):
                 raise _unwritable(out, os.strerror(errno.ENOSPC)) from error
             raise
-        return dict(engine.manifest), {}
+        self._session = context.opened
+        return {"opened": self._session is not None}, {}
+
+    def run(self, arrays: Arrays) -> Answer:
+        """The outputs for the feeds `arrays`."""
+        return _run(self._opened(), arrays)
+
+    def precisions(self, arrays: Arrays) -> Answer:
+        """See `EngineService.precisions`."""
+        return summary(self._opened().layers()), {}
+
+    def _opened(self) -> Session:
+        if self._session is None:
+            raise ValueError("the build left nothing open")
+        return self._session
 
 
 def _unwritable(folder: Path, reason: str) -> InputError:
@@ -130,9 +148,7 @@ class EngineService:
 
     def run(self, arrays: Arrays) -> Answer:
         """The outputs for the feeds `arrays`. What is bound stays bound."""
-        bound = self._opened().bind(arrays)
-        bound.run()
-        return None, dict(bound.outputs())
+        return _run(self._opened(), arrays)
 
     def bind(self, arrays: Arrays) -> Answer:
         """Puts feeds in place for `time_block`, also in sessions opened later.
@@ -236,6 +252,12 @@ class EngineService:
             self._open()
         assert self._session is not None
         return self._session
+
+
+def _run(session: Session, arrays: Arrays) -> Answer:
+    bound = session.bind(arrays)
+    bound.run()
+    return None, dict(bound.outputs())
 
 
 def run_streams(

@@ -164,10 +164,10 @@ def test_what_breaks_is_left_out_or_rolled_back(
     monkeypatch.setattr(trials, "_trial", Trials(threads="4", level="all"))
     build_engine, proved = EngineBuilder.build, Build.proved
 
-    def build(self: EngineBuilder, name: str, target: Any, model: Any) -> Any:
+    def build(self: EngineBuilder, name: str, target: Any, *rest: Any) -> Any:
         if target.graph_optimization == "basic":
             raise CellError("the runtime refuses this level")
-        return build_engine(self, name, target, model)
+        return build_engine(self, name, target, *rest)
 
     def prove(self: Build, result: Any, *rest: Any) -> Any:
         engine, proof = proved(self, result, *rest)

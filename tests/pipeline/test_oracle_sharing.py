@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from optimc.core.errors import VerificationError
 from optimc.core.model import OnnxModel
 from optimc.core.worker import Limits
 from optimc.pipeline.oracle import Oracle
@@ -80,3 +81,30 @@ def test_no_probes_ask_nothing(tmp_path: Path, asked: list[int]) -> None:
         assert oracle.outputs(model.digest, path) == []
         assert oracle.stable_outputs(model, path) == ("y",)
     assert asked == []
+
+
+def test_what_is_asked_later_is_run_on_the_way(tmp_path: Path, asked: list[int]) -> None:
+    model, path = model_in(tmp_path)
+    with Oracle(probes(2, 1), Limits()) as first:
+        beside = first.beside(probes(2, 1, 5))
+        runs = first.outputs(model.digest, path, ahead=beside)
+        assert [run["y"].shape for run in runs] == [(2, 3), (1, 3)]
+        assert asked == [2, 1, 2, 1, 5]
+        assert [run["y"].shape for run in beside.outputs(model.digest, path)][2:] == [(5, 3)]
+        assert first.stable_outputs(model, path) == ("y",)
+        assert asked[5:] == []
+
+
+def test_what_breaks_on_the_way_is_left_to_who_asks(tmp_path: Path, asked: list[int]) -> None:
+    b = GraphBuilder()
+    shape = b.constant([2, 3])
+    b.output(b.node("Reshape", b.input("x", ["batch", 3]), shape, to="y"), [2, 3])
+    model = b.model()
+    model.write_onnx(tmp_path / "model.onnx")
+    with Oracle(probes(2), Limits()) as first:
+        beside = first.beside(probes(5, 2))
+        (run,) = first.outputs(model.digest, tmp_path / "model.onnx", ahead=beside)
+        assert run["y"].shape == (2, 3)
+        with pytest.raises(VerificationError):
+            beside.outputs(model.digest, tmp_path / "model.onnx")
+    assert asked == [2, 2, 5, 5]

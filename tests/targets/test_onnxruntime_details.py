@@ -12,7 +12,7 @@ from optimc.core.model import OnnxModel, load_model
 from optimc.core.targets import BuildContext, Engine
 from optimc.targets.layers import summary
 from optimc.targets.onnxruntime import MODEL, OPTIMIZED, OnnxRuntime
-from optimc.testing.graphs import GraphBuilder, convolutions, nothing_to_do
+from optimc.testing.graphs import GraphBuilder, convolutions, nothing_to_do, quantized
 from optimc.testing.runs import as_model
 
 
@@ -242,3 +242,20 @@ def test_failing_run_names_the_node(tmp_path: Path) -> None:
         again = session.bind({"x": np.ones(6, np.float32)})
         again.run()
         np.testing.assert_array_equal(again.outputs()["y"], np.ones((2, 3)))
+
+
+def test_layers_are_the_same_where_weights_lie_beside_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = quantized()
+    found = []
+    for name, threshold in (("inside", 10**9), ("beside", 0)):
+        monkeypatch.setattr("optimc.core.model.EXTERNAL_DATA_THRESHOLD", threshold)
+        folder = tmp_path / name
+        folder.mkdir()
+        engine = build(OnnxRuntime(), model, folder)
+        assert (engine.folder / "model.onnx.data").exists() == (name == "beside")
+        with OnnxRuntime.open(engine) as session:
+            found.append(session.layers())
+    assert found[0]
+    assert found[0] == found[1]

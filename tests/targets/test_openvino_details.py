@@ -165,6 +165,40 @@ def test_operator_that_openvino_lacks_is_one_message(tmp_path: Path) -> None:
     assert "Exception from" not in caught.value.what
 
 
+@pytest.mark.parametrize("kept", [False, True], ids=["in memory", "stored"])
+def test_constants_without_elements_keep_their_shape(kept: bool, tmp_path: Path) -> None:
+    """OpenVINO's front end takes them for scalars: x + [] then has as many elements as x."""
+    from onnx import helper, numpy_helper
+
+    def empty(*shape: int, dtype: str = "float32") -> np.ndarray:
+        return np.zeros(shape, dtype)
+
+    b = GraphBuilder()
+    x, take = b.input("x", [1]), b.input("take", [], "bool")
+    b.output(b.node("Add", x, b.constant(empty(0)), to="sum"), [0])
+    b.output(b.node("Reshape", x, b.constant(empty(0, dtype="int64")), to="one"), [])
+    b.output(b.node("Identity", b.constant(empty(0, 3, dtype="int64")), to="ids"), [0, 3], "int64")
+    b.output(b.node("Concat", b.constant(empty(0)), x, axis=0, to="joined"), [1])
+    branches = {}
+    for side in ("then_branch", "else_branch"):
+        inner = b.inner()
+        held = numpy_helper.from_array(empty(2, 0))
+        inner._nodes.append(helper.make_node("Constant", [], [inner.unique("k")], value=held))
+        made = inner.node("Identity", inner._nodes[-1].output[0])
+        branches[side] = (inner.output(made, [2, 0]), inner.graph(side))[1]
+    b.output(b.node("If", take, to="wide", **branches), [2, 0])
+    model = b.model()
+    feeds = {"x": np.ones(1, np.float32), "take": np.array(True)}
+    if kept:
+        model.save(tmp_path / "stored")
+        model = OnnxModel(folder=tmp_path / "stored")
+    with OpenVino.open(build(OpenVino(), model, tmp_path)) as session:
+        bound = session.bind(feeds)
+        bound.run()
+        shapes = {name: array.shape for name, array in bound.outputs().items()}
+    assert shapes == {"sum": (0,), "one": (), "ids": (0, 3), "joined": (1,), "wide": (2, 0)}
+
+
 def test_source_names_stay_and_generated_ones_are_numbered(tmp_path: Path) -> None:
     xml = tmp_path / "model.xml"
     names = ["relu_7", "Constant_1234", "relu_7/WithoutBiases", "Add_9", "x", "Add_9_99/sink"]
