@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 from optimc.cli.estimate import Estimate
 from optimc.cli.run import printable
 from optimc.pipeline.observer import Silent
+from optimc.report.escape import log_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from optimc.pipeline.manager import CompiledModel, PassOutcome
 
 _PLAIN_EVERY_S = 10.0
+_WIDTH = 100
+_HANGING = 4
 _MOST_NAMES = 4
 """Cells that the live line names; of more it gives the number."""
 
@@ -136,16 +140,34 @@ class Display(Silent):
 
     def _line(self, text: str) -> None:
         self._last_line = time.monotonic()
-        line = printable(text)
         if self._console is not None:
-            self._console.print(line, markup=False, soft_wrap=True)
+            for line in _folded(text, "", min(_WIDTH, self._console.width)):
+                self._console.print(line, markup=False, soft_wrap=True)
         else:
             # One write a line: engines are built side by side.
-            sys.stderr.write(f"[{self._elapsed():>7}] {line}\n")
+            lines = _folded(text, f"[{self._elapsed():>7}] ", _WIDTH)
+            sys.stderr.write("\n".join(lines) + "\n")
             sys.stderr.flush()
 
     def _elapsed(self) -> str:
         return f"{time.monotonic() - self._started:.1f} s"
+
+
+def _folded(text: str, prefix: str, width: int) -> list[str]:
+    """`text` behind `prefix` within `width` columns, safe for a terminal and a build's log.
+
+    What does not fit hangs four columns deeper than the text begins.
+    """
+    lines = []
+    for line in printable(text).split("\n"):
+        hanging = len(prefix) + len(line) - len(line.lstrip(" ")) + _HANGING
+        lines += textwrap.wrap(
+            f"{prefix}{line}",
+            max(width - 1, 2 * hanging),  # `log_line` may add a character
+            subsequent_indent=" " * hanging,
+            break_on_hyphens=False,
+        )
+    return [log_line(line) for line in lines]
 
 
 class _Line:

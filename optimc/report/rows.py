@@ -102,6 +102,7 @@ def conditions(report: Report) -> tuple[tuple[str, str], ...]:
         ("system", machine.os),
         ("versions", ", ".join(f"{name} {v}" for name, v in report.environment.items())),
         ("threads", _threads(report)),
+        *((("inputs", _inputs(report)),) if report.source.inputs else ()),
         *((("chosen by measuring", chosen),) if chosen else ()),
         ("cases", _cases(report)),
         ("noise floor", noise_floor_text(report)),
@@ -131,6 +132,15 @@ def _threads(report: Report) -> str:
     if len(cells) == 1:
         return str(*cells)
     return ", ".join(f"{used} ({', '.join(cells[used])})" for used in sorted(cells)) or SKIPPED
+
+
+def _inputs(report: Report) -> str:
+    """``images float32 [batch, 3, 32, 32]``."""
+    return "; ".join(
+        f"{name} {one.dtype} "
+        + ("of any rank" if one.shape is None else f"[{', '.join(map(str, one.shape))}]")
+        for name, one in report.source.inputs.items()
+    )
 
 
 def _chosen_options(report: Report) -> str:

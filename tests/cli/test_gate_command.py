@@ -225,6 +225,21 @@ def test_names_cannot_steer_a_build_server(capsys, tmp_path, baseline, monkeypat
     assert "\n::" not in text
 
 
+def test_no_line_is_wider_than_100_columns_or_steers_the_terminal(capsys, tmp_path):
+    folder = tmp_path / ("a-long-name-" * 20) / "\x1b[31m::error::"
+    candidate = build_folder(folder, lost=90, won=0)
+    told = passing_report()
+    other = told.machine.model_copy(update={"cpu": "Another CPU " * 20})
+    baseline = build_folder(
+        tmp_path / "old", lost=0, won=0, report=told.model_copy(update={"machine": other})
+    )
+    _, _, err = gate(capsys, candidate, baseline)
+    lines = err.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert "".join(lines).isprintable()
+    assert not any(line.lstrip().startswith("::") for line in lines)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

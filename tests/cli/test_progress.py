@@ -111,6 +111,23 @@ def test_elsewhere_than_on_a_terminal_there_is_one_plain_line_a_stage(
     assert not any("\x1b" in line for line in lines)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["allowed 0.0001: rewrite 7 at /layer2/Mul, " * 8, "x" * 321, "::error::a " * 30, "a\n" * 3],
+)
+def test_no_plain_line_is_wider_than_100_columns_or_a_command_to_a_build_server(
+    capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    with Display() as display:
+        display.on_detail(f"pass rolled back: {text}")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) > 2
+    assert all(len(line) <= 100 for line in lines)
+    assert not any(line.lstrip().startswith("::") for line in lines)
+    words = "".join(line.split("] ", 1)[-1] for line in lines)
+    assert "".join(words.split()).replace("\\", "") == "".join(f"passrolledback:{text}".split())
+
+
 def _build(repository: Path, folder: Path, **environment: str) -> tuple[int, str]:
     inherited = {k: v for k, v in os.environ.items() if k not in ("CI", "COLUMNS", "NO_COLOR")}
     command = [sys.executable, "-m", "optimc", "build", "quickstart.yaml", "--no-measure"]
