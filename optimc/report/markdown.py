@@ -25,8 +25,6 @@ from optimc.report.values import Skipped
 from optimc.report.verdict import check_message, headline
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
     from optimc.report.schema import Cell, PassReport, Report
 
 MARKS = {"good": "✅", "bad": "❌", "open": "⚠️", "plain": "◻️"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -12,6 +11,7 @@ from optimc.cli import main
 from optimc.report.schema import Gate
 from optimc.report.values import Skipped
 from optimc.testing.gate_builds import CELL, build_folder, changed_cell, passing_report
+from optimc.testing.junit_format import check_junit
 
 NO_THROUGHPUT = {"throughput_per_s": Skipped(skipped="not measured"), "throughput": None}
 
@@ -197,7 +197,7 @@ def test_junit_summary_and_annotations(capsys, tmp_path, baseline, monkeypatch):
     text = summary.read_text(encoding="utf-8")
     assert text.startswith("before\n## ❌ optimc gate: failed")
     assert "| ❌ | `int8/ort` | top1 drop |" in text
-    root = ET.fromstring(junit.read_text(encoding="utf-8"))
+    root = check_junit(junit.read_text(encoding="utf-8"))
     assert (root.get("tests"), root.get("failures")) == ("3", "2")
     (line,) = [line for line in err.splitlines() if line.startswith("::")]
     assert line.startswith("::error title=optimc gate%3A top1 drop failed::int8/ort: top1 drop")

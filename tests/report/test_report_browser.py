@@ -18,6 +18,7 @@ from optimc.testing.example_report import (
     hostile_report,
     undecided_report,
 )
+from optimc.testing.large_report import large_report
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -62,6 +63,25 @@ def _opened(browser: Browser, url: str, **options: Any) -> Page:
     return page
 
 
+def test_a_page_of_minilms_size_is_small_silent_and_accessible(
+    browser: Browser, tmp_path: Path
+) -> None:
+    """Three variants on two targets; `bench/report_page.py` measures how fast it is painted."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    url = _written(large_report(), tmp_path)
+    assert (tmp_path / "report.html").stat().st_size <= 3_000_000
+    page = browser.new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(url)
+    page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+    assert page.locator("#layers tbody tr").count() > 300
+    assert page.locator("#accuracy img").count() > 1
+    assert _serious(axe.Axe().run(page).response) == []
+    assert said == []
+
+
 @every_report
 def test_no_console_error_and_no_request(browser: Browser, tmp_path: Path, name: str) -> None:
     url = _written(REPORTS[name], tmp_path)
@@ -79,6 +99,14 @@ def test_no_console_error_and_no_request(browser: Browser, tmp_path: Path, name:
     assert [one for one in asked if not one.startswith("data:")] == [url]
 
 
+def _serious(found: dict[str, Any]) -> list[tuple[str, str, list[str]]]:
+    return [
+        (one["id"], one["help"], [node["html"][:200] for node in one["nodes"][:3]])
+        for one in found["violations"]
+        if one["impact"] in ("serious", "critical")
+    ]
+
+
 @every_report
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_accessibility_checker_finds_nothing_serious(
@@ -89,12 +117,7 @@ def test_the_accessibility_checker_finds_nothing_serious(
     page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
     found = axe.Axe().run(page).response
     assert len(found["passes"]) > 20
-    serious = [
-        (one["id"], one["help"], [node["html"][:200] for node in one["nodes"][:3]])
-        for one in found["violations"]
-        if one["impact"] in ("serious", "critical")
-    ]
-    assert serious == []
+    assert _serious(found) == []
 
 
 def test_the_keyboard_goes_through_the_page_in_its_order(browser: Browser, tmp_path: Path) -> None:

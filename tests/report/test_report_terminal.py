@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from optimc.report.schema import Report
+from optimc.report.schema import Report, Speedup
 from optimc.report.terminal import print_summary, render_summary
 from optimc.testing.example_report import (
     HOSTILE_NAMES,
@@ -68,6 +68,20 @@ def test_it_tells_cells_reasons_checks_warnings_and_files() -> None:
         "files report.json, report.html in out",
     ):
         assert words in text
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_lopsided_intervals_are_shown_by_their_ends(width: int) -> None:
+    report = example_report()
+    cell = report.results[3]
+    assert isinstance(cell.speedup, Speedup)
+    wide = cell.speedup.model_copy(update={"value": 5.2, "ci95": (4.9, 7.8)})
+    changed = cell.model_copy(update={"speedup": wide})
+    text = render_summary(report.model_copy(update={"results": (changed,)}), width=width)
+    rows = [line for line in text.split("\n") if "5.2×" in line or "[4.9, 7.8]" in line]
+    assert len(rows) >= 2
+    assert "5.2 ±" not in text
+    assert max(map(len, text.split("\n"))) <= width
 
 
 def test_a_long_list_of_findings_is_cut_and_says_so() -> None:
