@@ -159,7 +159,7 @@ def _folded(text: str, prefix: str, width: int) -> list[str]:
     What does not fit hangs four columns deeper than the text begins.
     """
     lines = []
-    for line in printable(text).split("\n"):
+    for line in printable(text).rstrip("\n").split("\n"):
         hanging = len(prefix) + len(line) - len(line.lstrip(" ")) + _HANGING
         lines += textwrap.wrap(
             f"{prefix}{line}",
