@@ -24,7 +24,7 @@ from optimc.report.schema import (
 )
 from optimc.testing.example_report import example_report
 
-LAYERS = 12
+LAYERS = 8
 _PARTS = ("query", "key", "value", "dense", "intermediate", "output")
 _NODES = ("MatMul", "Add", "LayerNormalization", "Gelu", "Mul")
 _SHOWN = 24
