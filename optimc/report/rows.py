@@ -46,8 +46,9 @@ def first_case(report: Report) -> str:
 
 
 def case_text(latency: Latency) -> str:
-    """``batch=1, length=128``; `fixed shapes` where no dim is symbolic."""
-    return ", ".join(f"{dim}={size}" for dim, size in latency.case.items()) or "fixed shapes"
+    """``batch=1, length=128``, or in words where the recipe names no sizes of dims."""
+    sizes = ", ".join(f"{dim}={size}" for dim, size in latency.case.items())
+    return sizes or ("evaluation data" if latency.inputs == "data" else "fixed shapes")
 
 
 def rows(

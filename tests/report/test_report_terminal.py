@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from optimc.report.rows import case_text
 from optimc.report.schema import Report, Speedup
 from optimc.report.terminal import print_summary, render_summary
+from optimc.report.values import Skipped
 from optimc.testing.example_report import (
     HOSTILE_NAMES,
     example_report,
@@ -82,6 +84,15 @@ def test_lopsided_intervals_are_shown_by_their_ends(width: int) -> None:
     assert len(rows) >= 2
     assert "5.2 ±" not in text
     assert max(map(len, text.split("\n"))) <= width
+
+
+def test_latencies_on_the_evaluation_data_are_called_so() -> None:
+    cell = example_report().results[3]
+    assert not isinstance(cell.latency, Skipped)
+    drawn = cell.latency[0].model_copy(update={"case": {}, "inputs": "data"})
+    assert case_text(drawn) == "evaluation data"
+    assert case_text(drawn.model_copy(update={"inputs": "seeded"})) == "fixed shapes"
+    assert case_text(cell.latency[0]) == "batch=1"
 
 
 def test_a_long_list_of_findings_is_cut_and_says_so() -> None:
