@@ -83,7 +83,7 @@ def _complaints(browser: Browser, page: Path) -> tuple[list[str], list[str]]:
     said: list[str] = []
     findings: list[str] = []
     for scheme in ("light", "dark"):
-        tab: Page = browser.new_context(color_scheme=scheme).new_page()  # type: ignore[arg-type]
+        tab: Page = browser.new_context(color_scheme=scheme).new_page()
         tab.on("console", lambda message: said.append(message.text))
         tab.on("pageerror", lambda error: said.append(str(error)))
         tab.goto(page.as_uri())

@@ -29,7 +29,7 @@ def table(header: Sequence[str], body: Iterable[Sequence[str]], right: range) ->
     return [f"| {' | '.join(cells)} |" for cells in (header, rule, *body)]
 
 
-def shown(value: _Value | Skipped | None, write: Callable[[_Value], str] = figures.number) -> str:
+def shown(value: _Value | Skipped | None, write: Callable[[_Value], str]) -> str:
     """The figure, `skipped`, or a dash where there is none to measure."""
     if value is None:
         return figures.NONE
@@ -62,7 +62,7 @@ def _accuracy(metric: Metric) -> list[str]:
         shown(metric.samples, figures.count),
         shown(metric.agreement, figures.percent),
         f"{shown(metric.lost, figures.count)} / {shown(metric.won, figures.count)}",
-        shown(metric.mcnemar_p),
+        shown(metric.mcnemar_p, figures.number),
     ]
 
 
@@ -104,13 +104,13 @@ def _speed(cell: Cell) -> list[str]:
         [figures.NONE] * 4
         if isinstance(engine, Skipped)
         else [
-            shown(engine.load_ms),
-            shown(engine.first_result_ms),
-            shown(engine.steady_memory_mb),
-            shown(engine.peak_memory_mb),
+            shown(engine.load_ms, figures.number),
+            shown(engine.first_result_ms, figures.number),
+            shown(engine.steady_memory_mb, figures.number),
+            shown(engine.peak_memory_mb, figures.number),
         ]
     )
-    through = shown(cell.throughput_per_s)
+    through = shown(cell.throughput_per_s, figures.number)
     if cell.throughput is not None:
         through = _throughput(cell.throughput)
     return [
@@ -161,7 +161,7 @@ def _percentile(one: Latency, which: str) -> str:
     value: float | Skipped = getattr(one, f"{which}_ms")
     ends: tuple[float, float] | None = getattr(one, f"{which}_ci95")
     if isinstance(value, Skipped) or ends is None:
-        return shown(value)
+        return shown(value, figures.number)
     return figures.bracketed(value, ends)
 
 

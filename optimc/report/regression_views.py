@@ -123,7 +123,7 @@ def to_terminal(report: RegressionReport) -> str:
         ("policy", _text(report.policy.path)),
         ("timed", _timed(report)),
     ]
-    found = [(check.verdict, sentence(check)) for check in report.checks]
+    found: list[tuple[str, str]] = [(check.verdict, sentence(check)) for check in report.checks]
     if not report.remeasured:
         found += [("differs", difference) for difference in report.differences]
     found += [("note", note) for note in report.notes]
