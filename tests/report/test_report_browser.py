@@ -186,6 +186,18 @@ def test_dark_and_light_and_paper_each_have_their_colours(browser: Browser, tmp_
     assert not page.get_by_role("navigation").is_visible()
 
 
+def test_on_paper_everything_is_unfolded_without_a_script(browser: Browser, tmp_path: Path) -> None:
+    url = _written(REPORTS["passed"], tmp_path)
+    page = _opened(browser, url, java_script_enabled=False)
+    shown = (
+        "[...document.querySelectorAll('details:not([open])')]"
+        ".map(one => getComputedStyle(one, '::details-content').contentVisibility)"
+    )
+    assert set(page.evaluate(shown)) == {"hidden"}
+    page.emulate_media(media="print")
+    assert set(page.evaluate(shown)) == {"visible"}
+
+
 @pytest.mark.parametrize("name", ["passed", "hostile"])
 def test_a_narrow_window_scrolls_tables_and_not_the_page(
     browser: Browser, tmp_path: Path, name: str
