@@ -76,8 +76,8 @@ class Display(Silent):
             self._line(text)
 
     def on_detail(self, text: str) -> None:
-        """A line that stays."""
-        self._line(f"  {text}")
+        """A line that stays; it is not folded, so that an error's reason can be searched for."""
+        self._write([f"  {printable(text)}"])
 
     def on_share(self, done: float, text: str) -> None:
         """The live line with the share; elsewhere a line now and then."""
@@ -139,35 +139,41 @@ class Display(Silent):
         self._line(f"  {name:<28} {verdict}{reason} ({', '.join(facts)})")
 
     def _line(self, text: str) -> None:
+        """A line, within 100 columns: what does not fit hangs under it."""
+        columns = _WIDTH if self._console is None else min(_WIDTH, self._console.width)
+        self._write(_folded(text, columns - (0 if self._console else len(self._stamp()))))
+
+    def _write(self, lines: list[str]) -> None:
         self._last_line = time.monotonic()
         if self._console is not None:
-            for line in _folded(text, "", min(_WIDTH, self._console.width)):
+            for line in lines:
                 self._console.print(line, markup=False, soft_wrap=True)
-        else:
-            # One write a line: engines are built side by side.
-            lines = _folded(text, f"[{self._elapsed():>7}] ", _WIDTH)
-            sys.stderr.write("\n".join(lines) + "\n")
-            sys.stderr.flush()
+            return
+        first, *more = lines
+        stamp = self._stamp()
+        # One write a line: engines are built side by side.
+        sys.stderr.write(
+            "\n".join([f"{stamp}{first}", *(" " * len(stamp) + m for m in more)]) + "\n"
+        )
+        sys.stderr.flush()
+
+    def _stamp(self) -> str:
+        return f"[{self._elapsed():>7}] "
 
     def _elapsed(self) -> str:
         return f"{time.monotonic() - self._started:.1f} s"
 
 
-def _folded(text: str, prefix: str, width: int) -> list[str]:
-    """`text` behind `prefix` within `width` columns, safe for a terminal and a build's log.
-
-    What does not fit hangs four columns deeper than the text begins.
-    """
-    lines = []
-    for line in printable(text).rstrip("\n").split("\n"):
-        hanging = len(prefix) + len(line) - len(line.lstrip(" ")) + _HANGING
-        lines += textwrap.wrap(
-            f"{prefix}{line}",
-            max(width - 1, 2 * hanging),  # `log_line` may add a character
-            subsequent_indent=" " * hanging,
-            break_on_hyphens=False,
-        )
-    return [log_line(line) for line in lines]
+def _folded(text: str, width: int) -> list[str]:
+    """`text` within `width` columns; what does not fit hangs four columns deeper than it begins."""
+    hanging = len(text) - len(text.lstrip(" ")) + _HANGING
+    lines = textwrap.wrap(
+        printable(text.replace("\n", " ")),
+        max(width - 1, 2 * hanging),  # `log_line` may add a character
+        subsequent_indent=" " * hanging,
+        break_on_hyphens=False,
+    )
+    return [log_line(line) for line in lines or [""]]
 
 
 class _Line:
