@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from optimc.cli.display import Display
-from optimc.cli.run import printable
 from optimc.core.errors import InputError
 from optimc.pipeline.benching import BenchOptions, bench, parse_case
 from optimc.report import figures
+from optimc.report.escape import log_line, log_text
 
 
 def run_bench(
@@ -41,8 +42,21 @@ def run_bench(
     if json_output:
         print(json.dumps(found, indent=2))
     else:
-        sys.stdout.write(printable("\n".join(_lines(found))) + "\n")
+        sys.stdout.write("\n".join(piece for line in _lines(found) for piece in _folded(line)))
+        sys.stdout.write("\n")
     return 0
+
+
+def _folded(line: str) -> list[str]:
+    """Within 100 columns but for paths, which stay whole; safe for a terminal and a log."""
+    pieces = textwrap.wrap(
+        log_text(line),
+        99,  # `log_line` may add a character
+        subsequent_indent=" " * 15,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return [log_line(piece) for piece in pieces or [""]]
 
 
 def _lines(found: dict[str, Any]) -> Iterator[str]:
@@ -53,7 +67,8 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
         yield ""
         yield one["name"]
         shapes = ", ".join(f"{n} {dtype}{shape}" for n, (dtype, shape) in one["inputs"].items())
-        yield f"  runtime      {one['runtime']}, {one['threads'] or 'all'} threads; {shapes}"
+        threads = figures.count(one["threads"], "thread") if one["threads"] else "all threads"
+        yield f"  runtime      {one['runtime']}, {threads}; {shapes}"
         for name in ("p50", "p90", "p99"):
             yield f"  {name}          {_bracketed(one[f'{name}_ms'], ' ms')}"
         yield f"  runs         {one['runs']} in {found['sessions']} fresh sessions"
@@ -74,8 +89,8 @@ def _ratio(value: dict[str, Any]) -> str:
 def _bracketed(value: dict[str, Any], unit: str) -> str:
     if "skipped" in value:
         return f"skipped: {value['skipped']}"
-    low, high = (figures.number(end) for end in value["ci95"])
-    return f"{figures.number(value['value'])}{unit} [{low}, {high}]"
+    low, high = value["ci95"]
+    return figures.bracketed(value["value"], (low, high), unit)
 
 
 def _plain(value: Any, unit: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 from optimc.cli.estimate import Estimate
 from optimc.cli.run import printable
 from optimc.pipeline.observer import Silent
+from optimc.report.escape import log_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from optimc.pipeline.manager import CompiledModel, PassOutcome
 
 _PLAIN_EVERY_S = 10.0
+_WIDTH = 100
+_HANGING = 4
 _MOST_NAMES = 4
 """Cells that the live line names; of more it gives the number."""
 
@@ -72,8 +76,8 @@ class Display(Silent):
             self._line(text)
 
     def on_detail(self, text: str) -> None:
-        """A line that stays."""
-        self._line(f"  {text}")
+        """A line that stays; it is not folded, so that an error's reason can be searched for."""
+        self._write([f"  {printable(text)}"])
 
     def on_share(self, done: float, text: str) -> None:
         """The live line with the share; elsewhere a line now and then."""
@@ -135,17 +139,41 @@ class Display(Silent):
         self._line(f"  {name:<28} {verdict}{reason} ({', '.join(facts)})")
 
     def _line(self, text: str) -> None:
+        """A line, within 100 columns: what does not fit hangs under it."""
+        columns = _WIDTH if self._console is None else min(_WIDTH, self._console.width)
+        self._write(_folded(text, columns - (0 if self._console else len(self._stamp()))))
+
+    def _write(self, lines: list[str]) -> None:
         self._last_line = time.monotonic()
-        line = printable(text)
         if self._console is not None:
-            self._console.print(line, markup=False, soft_wrap=True)
-        else:
-            # One write a line: engines are built side by side.
-            sys.stderr.write(f"[{self._elapsed():>7}] {line}\n")
-            sys.stderr.flush()
+            for line in lines:
+                self._console.print(line, markup=False, soft_wrap=True)
+            return
+        first, *more = lines
+        stamp = self._stamp()
+        # One write a line: engines are built side by side.
+        sys.stderr.write(
+            "\n".join([f"{stamp}{first}", *(" " * len(stamp) + m for m in more)]) + "\n"
+        )
+        sys.stderr.flush()
+
+    def _stamp(self) -> str:
+        return f"[{self._elapsed():>7}] "
 
     def _elapsed(self) -> str:
         return f"{time.monotonic() - self._started:.1f} s"
+
+
+def _folded(text: str, width: int) -> list[str]:
+    """`text` within `width` columns; what does not fit hangs four columns deeper than it begins."""
+    hanging = len(text) - len(text.lstrip(" ")) + _HANGING
+    lines = textwrap.wrap(
+        printable(text.replace("\n", " ")),
+        max(width - 1, 2 * hanging),  # `log_line` may add a character
+        subsequent_indent=" " * hanging,
+        break_on_hyphens=False,
+    )
+    return [log_line(line) for line in lines or [""]]
 
 
 class _Line:

@@ -194,6 +194,13 @@ def _correlation(x: Array, y: Array) -> float:
     return float(x @ y) / norm if norm > 0 else 0.0
 
 
+def mean_ranks(values: Array) -> Array:
+    """The ranks float64 [n] of `values` [n], from 1; ties get their mean rank."""
+    import numpy as np
+
+    return _ranks(np.unique(values, return_inverse=True)[1])
+
+
 def _ranks(order: Array) -> Array:
     import numpy as np
 

@@ -1,7 +1,9 @@
 """What single samples say of two models: where they agree, and where the candidate is worst.
 
-The records of a metric that is a mean over samples hold each sample's own score; those of metrics
-over the whole set (mean average precision, F1 of spans) do not, and give no figure here.
+The records of a metric that is a mean over samples hold each sample's own score. Of a correlation
+it is how near a pair's rank by similarity is to its rank by label, the difference that Spearman's
+coefficient squares and sums. Records of other metrics over the whole set (mean average precision,
+F1 of spans) hold none, and give no figure here.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from optimc.measure.paired import mcnemar
+from optimc.measure.pairs import mean_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +31,8 @@ class WorstSample:
     """In the evaluation data, from 0."""
     source: float
     candidate: float
-    """The sample's own score by each: 1 right and 0 wrong for labels."""
+    """The sample's own score by each: 1 right and 0 wrong for labels; for correlations 1 less the
+    distance of the ranks, as a share of the greatest one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +81,17 @@ def _own(records: Mapping[str, Array]) -> Array | None:
     if "predicted" in records and "label" in records:
         same: Array = records["predicted"] == records["label"]
         return same
+    if set(records) == {"similarity", "gold"}:
+        return _nearness(records["similarity"], records["gold"])
     # Beside other records a score is that of a box, not of a sample.
     return records["score"] if set(records) == {"score"} else None
+
+
+def _nearness(similarity: Array, gold: Array) -> Array:
+    """1 where a pair's rank by `similarity` [n] is that by `gold` [n], 0 where it is farthest."""
+    distance = abs(mean_ranks(similarity) - mean_ranks(gold))
+    near: Array = 1.0 - distance / max(len(gold) - 1, 1)
+    return near
 
 
 def _are_labels(records: Mapping[str, Array]) -> bool:

@@ -6,9 +6,11 @@ import base64
 import struct
 import zlib
 from collections.abc import Iterable, Mapping
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from optimc.report.samples import MOST_TEXT, ShownSample
+from optimc.report.verdict import shipped
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,9 +47,20 @@ def shown_samples(report: Report, dataset: Dataset | None) -> tuple[ShownSample,
 
 
 def worst_numbers(report: Report) -> list[int]:
-    """The numbers of all worst samples, in the order of the report."""
-    cells = [cell.metrics for cell in report.results if isinstance(cell.metrics, Mapping)]
-    found = [s.number for metrics in cells for metric in metrics.values() for s in metric.worst]
+    """The numbers of the worst samples that can be shown.
+
+    Those of what ships come first, then the worst one of each cell and metric, then the next ones.
+    """
+    ships = shipped(report)
+    found: list[int] = []
+    for wanted in (True, False):
+        lists = [
+            [sample.number for sample in metric.worst]
+            for cell in report.results
+            if (cell in ships) == wanted and isinstance(cell.metrics, Mapping)
+            for metric in cell.metrics.values()
+        ]
+        found += [n for row in zip_longest(*lists) for n in row if n is not None]
     return list(dict.fromkeys(found))[:_MOST_SHOWN]
 
 

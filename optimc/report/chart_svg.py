@@ -22,6 +22,7 @@ class Chart:
     """A picture with the words that stand for it where it cannot be seen."""
 
     svg: Markup
+    title: str
 
 
 @dataclass
@@ -88,7 +89,7 @@ def drawn(
     root.set("class", "chart")
     root.set("role", "img")
     root.set("aria-labelledby", f"{identity}-title {identity}-desc")
-    return Chart(Markup(ElementTree.tostring(root, encoding="unicode")))
+    return Chart(Markup(ElementTree.tostring(root, encoding="unicode")), title)
 
 
 def _cleaned(node: Any, roles: Roles) -> None:

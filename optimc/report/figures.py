@@ -42,8 +42,11 @@ def times(value: float) -> str:
 
 
 def percent(fraction: float) -> str:
-    """A fraction of 1 in per cent."""
-    return f"{number(100 * fraction, 2 if fraction < 0.1 else 3).removesuffix('.0')} %"
+    """A fraction of 1 in per cent; it reads ``100 %`` only where it is all."""
+    digits = 2 if fraction < 0.1 else 3
+    while fraction < 1 and digits < 9 and float(f"{100 * fraction:.{digits}g}") >= 100:
+        digits += 1
+    return f"{number(100 * fraction, digits).removesuffix('.0')} %"
 
 
 def milliseconds(value: float) -> str:
@@ -68,21 +71,28 @@ def trimmed(value: float, digits: int) -> str:
 
 
 def estimate(value: float, interval: Ends, unit: str = "") -> str:
-    """``0.004 ± 0.003``, or with both ends in brackets where the interval is lopsided."""
+    """``0.004 ± 0.003``, or with both ends in brackets where that would not be the interval.
+
+    The larger half stands after ``±``: the other end is off by one in the last digit at most.
+    """
     if isinstance(interval, Skipped):
         return trimmed(value, 4) + unit
     below, above = value - interval[0], interval[1] - value
-    if abs(above - below) > 0.1 * (above + below) or below < 0 or above < 0:
+    half = max(below, above)
+    if half - min(below, above) > 1.001 * 10.0 ** -_decimals(2 * half):
         return bracketed(value, interval, unit)
-    return plus_minus(value, interval, unit)
-
-
-def plus_minus(value: float, interval: Ends, unit: str = "") -> str:
-    """``0.004 ± 0.003``: the larger half of the interval."""
-    if isinstance(interval, Skipped):
-        return trimmed(value, 4) + unit
-    half = max(value - interval[0], interval[1] - value)
     return " ± ".join(_same_decimals((value, half), 2 * half)) + unit
+
+
+def stacked(value: float, interval: Ends, unit: str = "") -> str:
+    """`estimate` for narrow columns: brackets stand on a line of their own."""
+    return estimate(value, interval, unit).replace(" [", "\n[")
+
+
+def parts(value: float, interval: Ends, unit: str = "") -> tuple[str, str]:
+    """`bracketed` in two: the value in as many digits as its interval supports, and the ends."""
+    shown, bracket, ends = bracketed(value, interval, unit).partition(" [")
+    return shown, bracket.strip() + ends
 
 
 def bracketed(value: float, interval: Ends, unit: str = "") -> str:
@@ -93,18 +103,15 @@ def bracketed(value: float, interval: Ends, unit: str = "") -> str:
     return f"{shown}{unit} [{low}, {high}]"
 
 
-def ends(interval: Ends) -> str:
-    """``[0.001, 0.007]``; empty where there is no interval."""
-    if isinstance(interval, Skipped):
-        return ""
-    low, high = _same_decimals(interval, interval[1] - interval[0])
-    return f"[{low}, {high}]"
+def _decimals(width: float) -> int:
+    """Decimals that show two significant digits of half of `width`."""
+    half = width / 2
+    return 4 if half <= 0 else min(8, max(0, 1 - math.floor(math.log10(half))))
 
 
 def _same_decimals(values: tuple[float, ...], width: float) -> list[str]:
     """`values` to two significant digits of half of `width`; common zeros at the end fall away."""
-    half = width / 2
-    decimals = 4 if half <= 0 else min(8, max(0, 1 - math.floor(math.log10(half))))
+    decimals = _decimals(width)
     texts = [f"{value:.{decimals}f}" for value in values]
     while "." in texts[0] and all(text[-1] == "0" for text in texts):
         texts = [text[:-1].removesuffix(".") for text in texts]

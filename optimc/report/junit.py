@@ -79,5 +79,6 @@ def _totals(element: ET.Element) -> None:
         ("errors", "error"),
         ("skipped", "skipped"),
     ):
-        element.set(name, str(sum(1 for _ in element.iter(tag))))
+        if (element.tag, name) != ("testsuites", "skipped"):  # Jenkins' schema has it there not
+            element.set(name, str(sum(1 for _ in element.iter(tag))))
     element.set("time", f"{sum(float(c.get('time', 0)) for c in element.iter('testcase')):.3f}")

@@ -10,14 +10,21 @@ from optimc.report.escape import markdown_text as text
 from optimc.report.escape import one_line
 from optimc.report.findings import findings, refusal_groups
 from optimc.report.layers import layer_table
-from optimc.report.rows import SKIPPED, case_text, conditions, first_case, primary_metric, rows
+from optimc.report.markdown_figures import (
+    accuracy,
+    condition_lines,
+    folded,
+    int8,
+    measured_again,
+    speed,
+    table,
+)
+from optimc.report.rows import SKIPPED, first_case, primary_metric, rows
 from optimc.report.step_rows import HEADER, step_rows
 from optimc.report.values import Skipped
 from optimc.report.verdict import check_message, headline
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
     from optimc.report.schema import Cell, PassReport, Report
 
 MARKS = {"good": "✅", "bad": "❌", "open": "⚠️", "plain": "◻️"}
@@ -27,17 +34,20 @@ _MOST_LAYERS = 10
 
 
 def to_markdown(report: Report) -> str:
-    """The whole report: verdict, cells, checks, findings, passes, layers, conditions, command."""
+    """The whole report, in the order of report.html."""
     sections = (
         _verdict(report),
-        _cells(report),
         _checks(report),
-        _latency(report),
+        _cells(report),
+        accuracy(report),
+        speed(report),
+        measured_again(report),
+        condition_lines(report),
+        int8(report),
         _findings(report),
         _steps(report),
         _passes(report),
         _layers(report),
-        _conditions(report),
         _origin(report),
     )
     return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
@@ -85,7 +95,7 @@ def _cells(report: Report) -> list[str]:
     return [
         "## Cells",
         "",
-        *_table(header, body, right=range(3, 9)),
+        *table(header, body, right=range(3, 9)),
         "",
         f"{facts}, {source}." if source else f"{facts}.",
     ]
@@ -105,23 +115,6 @@ def _checks(report: Report) -> list[str]:
     return lines
 
 
-def _latency(report: Report) -> list[str]:
-    body = [
-        [
-            code(cell.name),
-            text(case_text(one)),
-            *(_ms(one.p50_ms), _ms(one.p90_ms), _ms(one.p99_ms)),
-            figures.count(one.runs),
-            str(one.threads),
-        ]
-        for cell in report.results
-        if not isinstance(cell.latency, Skipped)
-        for one in cell.latency
-    ]
-    header = ["cell", "case", "p50 ms", "p90 ms", "p99 ms", "runs", "threads"]
-    return _folded("Latency", _table(header, body, right=range(2, 7))) if body else []
-
-
 def _findings(report: Report) -> list[str]:
     lines = ["## Rolled back, skipped, unverified", ""]
     found = findings(report)
@@ -136,7 +129,7 @@ def _steps(report: Report) -> list[str]:
     for one in report.steps:
         body = [[code(row.name), *row.cells[1:]] for row in step_rows(one)]
         title = f"## {code(one.cell)} from pass to pass"
-        lines += [title, "", *_table(HEADER, body, right=range(1, 6)), ""]
+        lines += [title, "", *table(HEADER, body, right=range(1, 6)), ""]
     return lines[:-1]
 
 
@@ -145,7 +138,7 @@ def _passes(report: Report) -> list[str]:
     body = [_pass(cell, step) for cell in report.results for step in cell.passes]
     if not body:
         return []
-    lines = _table(header, body, right=range(3, 8))
+    lines = table(header, body, right=range(3, 8))
     refused = {
         f"- {code(step.name)} refused {figures.count(len(group.nodes), 'node')}: "
         f"{text(group.reason)} (first: {code(group.nodes[0])})"
@@ -153,15 +146,15 @@ def _passes(report: Report) -> list[str]:
         for step in cell.passes
         for group in refusal_groups(step.refusals)
     }
-    return _folded("Passes", [*lines, "", *sorted(refused)] if refused else lines)
+    return folded("Passes", [*lines, "", *sorted(refused)] if refused else lines)
 
 
 def _layers(report: Report) -> list[str]:
     """The slowest layers; report.html has them all."""
-    table = layer_table(report)
-    if table is None:
+    layers = layer_table(report)
+    if layers is None:
         return []
-    header = ["layer", *(f"{code(name)} {of}" for name in table.engines for of in ("ms", "type"))]
+    header = ["layer", *(f"{code(name)} {of}" for name in layers.engines for of in ("ms", "type"))]
     body = [
         [
             code(row.name),
@@ -175,9 +168,9 @@ def _layers(report: Report) -> list[str]:
                 )
             ),
         ]
-        for row in table.rows[:_MOST_LAYERS]
+        for row in layers.rows[:_MOST_LAYERS]
     ]
-    return _folded("Slowest layers", _table(header, body, right=range(0)))
+    return folded("Slowest layers", table(header, body, right=range(0)))
 
 
 def _pass(cell: Cell, step: PassReport) -> list[str]:
@@ -195,12 +188,6 @@ def _pass(cell: Cell, step: PassReport) -> list[str]:
     ]
 
 
-def _conditions(report: Report) -> list[str]:
-    lines = ["## Conditions", ""]
-    lines += [f"- {term}: {text(value)}" for term, value in conditions(report)]
-    return lines + [f"- {text(note)}" for note in report.notes]
-
-
 def _origin(report: Report) -> list[str]:
     lock = report.lock.skipped if isinstance(report.lock, Skipped) else report.lock
     digests = [
@@ -214,22 +201,10 @@ def _origin(report: Report) -> list[str]:
         f"- lock: {text(lock)}",
     ]
     made = f"optimc {text(report.optimc)}, {report.created}. To repeat it:"
-    return ["## Origin", "", *digests, "", made, "", *_block(report.command)]
+    notes = [f"- {text(note)}" for note in report.notes]
+    return ["## Origin", "", *digests, *notes, "", made, "", *_block(report.command)]
 
 
 def _block(command: str) -> list[str]:
     """A code block; one line, indented, so that no run of back ticks can close it."""
     return [f"    {one_line(command)}"]
-
-
-def _folded(title: str, lines: list[str]) -> list[str]:
-    return [f"<details><summary><b>{title}</b></summary>", "", *lines, "", "</details>"]
-
-
-def _table(header: Sequence[str], body: Iterable[Sequence[str]], right: range) -> list[str]:
-    rule = ["--:" if index in right else "---" for index in range(len(header))]
-    return [f"| {' | '.join(cells)} |" for cells in (header, rule, *body)]
-
-
-def _ms(value: float | Skipped) -> str:
-    return SKIPPED if isinstance(value, Skipped) else figures.number(value)

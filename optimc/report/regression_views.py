@@ -117,22 +117,30 @@ def headline(report: RegressionReport) -> str:
 
 def to_terminal(report: RegressionReport) -> str:
     """Plain text within 100 columns, the verdict last; safe in a build server's log."""
-    lines = [
-        f"candidate  {report.candidate.path}",
-        f"baseline   {report.baseline.path}",
-        f"policy     {_text(report.policy.path)}",
-        f"timed      {_timed(report)}",
-        "",
+    conditions = [
+        ("candidate", report.candidate.path),
+        ("baseline", report.baseline.path),
+        ("policy", _text(report.policy.path)),
+        ("timed", _timed(report)),
     ]
-    for check in report.checks:
-        text = f"{check.verdict:<10} {sentence(check)}"
-        lines += textwrap.wrap(log_text(text), WIDTH, subsequent_indent=" " * 11)
-    for difference in report.differences if not report.remeasured else ():
-        lines += textwrap.wrap(f"differs    {log_text(difference)}", WIDTH)
-    for note in report.notes:
-        lines += textwrap.wrap(f"note       {log_text(note)}", WIDTH, subsequent_indent=" " * 11)
-    lines += ["", *textwrap.wrap(log_text(headline(report)), WIDTH)]
-    return "\n".join(log_line(line.translate(_ASCII)) for line in lines) + "\n"
+    found: list[tuple[str, str]] = [(check.verdict, sentence(check)) for check in report.checks]
+    if not report.remeasured:
+        found += [("differs", difference) for difference in report.differences]
+    found += [("note", note) for note in report.notes]
+    lines = [
+        *(line for label, text in conditions for line in _entry(label, text)),
+        "",
+        *(line for label, text in found for line in _entry(label, text)),
+        "",
+        *textwrap.wrap(log_text(headline(report)).translate(_ASCII), WIDTH),
+    ]
+    return "\n".join(map(log_line, lines)) + "\n"
+
+
+def _entry(label: str, text: str) -> list[str]:
+    """A label in a column of its own; what does not fit hangs under the text."""
+    shown = f"{label:<10} {log_text(text)}".translate(_ASCII)
+    return textwrap.wrap(shown, WIDTH, subsequent_indent=" " * 11)
 
 
 def _timed(report: RegressionReport) -> str:
@@ -209,7 +217,6 @@ def to_junit(report: RegressionReport) -> str:
         element.set("tests", str(sum(1 for _ in element.iter("testcase"))))
         element.set("failures", str(sum(1 for _ in element.iter("failure"))))
         element.set("errors", "0")
-        element.set("skipped", "0")
         element.set("time", "0.000")
     ET.indent(root)
     text: str = ET.tostring(root, encoding="unicode")

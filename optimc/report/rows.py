@@ -46,8 +46,9 @@ def first_case(report: Report) -> str:
 
 
 def case_text(latency: Latency) -> str:
-    """``batch=1, length=128``; `fixed shapes` where no dim is symbolic."""
-    return ", ".join(f"{dim}={size}" for dim, size in latency.case.items()) or "fixed shapes"
+    """``batch=1, length=128``, or in words where the recipe names no sizes of dims."""
+    sizes = ", ".join(f"{dim}={size}" for dim, size in latency.case.items())
+    return sizes or ("evaluation data" if latency.inputs == "data" else "fixed shapes")
 
 
 def rows(
@@ -102,6 +103,7 @@ def conditions(report: Report) -> tuple[tuple[str, str], ...]:
         ("system", machine.os),
         ("versions", ", ".join(f"{name} {v}" for name, v in report.environment.items())),
         ("threads", _threads(report)),
+        *((("inputs", _inputs(report)),) if report.source.inputs else ()),
         *((("chosen by measuring", chosen),) if chosen else ()),
         ("cases", _cases(report)),
         ("noise floor", noise_floor_text(report)),
@@ -131,6 +133,15 @@ def _threads(report: Report) -> str:
     if len(cells) == 1:
         return str(*cells)
     return ", ".join(f"{used} ({', '.join(cells[used])})" for used in sorted(cells)) or SKIPPED
+
+
+def _inputs(report: Report) -> str:
+    """``images float32 [batch, 3, 32, 32]``."""
+    return "; ".join(
+        f"{name} {one.dtype} "
+        + ("of any rank" if one.shape is None else f"[{', '.join(map(str, one.shape))}]")
+        for name, one in report.source.inputs.items()
+    )
 
 
 def _chosen_options(report: Report) -> str:

@@ -107,7 +107,7 @@ def _cells(report: Report) -> Table:
     for name in ("drop", "p50 ms", "speed-up", "size", "int8"):
         table.add_column(name, justify="right", no_wrap=name != "drop")
     table.add_column("verdict", no_wrap=True)
-    for row in rows(report, figures.plus_minus):
+    for row in rows(report, figures.stacked):
         verdict = row.verdict if row.status == "built" else row.status
         table.add_row(
             _line((row.cell.name, "")),

@@ -104,6 +104,16 @@ class TensorRT(DeferringTarget):
     """Whether a kit holds the evaluation data, so that `optimc finish` can measure the metrics.
     Only for samples of one shape."""
 
+    @field_validator("optimization_level", mode="before")
+    @classmethod
+    def _given(cls, level: object) -> object:
+        if level == "auto":
+            raise ValueError(
+                "levels are not measured for TensorRT\n"
+                "write a number, 0 to 5, or one target for each level to compare"
+            )
+        return level
+
     @field_validator("release", mode="before")
     @classmethod
     def _text(cls, release: object) -> object:

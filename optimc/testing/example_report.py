@@ -146,7 +146,13 @@ def hostile_report(text: str) -> Report:
             "recipe": RecipeReport(path=text, sha256="a" * 64),
             "lock": text,
             "machine": report.machine.model_copy(update={"cpu": text, "os": text}),
-            "source": report.source.model_copy(update={"path": text, "metrics": {text: 0.8}}),
+            "source": report.source.model_copy(
+                update={
+                    "path": text,
+                    "metrics": {text: 0.8},
+                    "inputs": {text: InputReport(dtype=text, shape=(text, 3))},
+                }
+            ),
         }
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -12,6 +11,7 @@ from optimc.cli import main
 from optimc.report.schema import Gate
 from optimc.report.values import Skipped
 from optimc.testing.gate_builds import CELL, build_folder, changed_cell, passing_report
+from optimc.testing.junit_format import check_junit
 
 NO_THROUGHPUT = {"throughput_per_s": Skipped(skipped="not measured"), "throughput": None}
 
@@ -197,7 +197,7 @@ def test_junit_summary_and_annotations(capsys, tmp_path, baseline, monkeypatch):
     text = summary.read_text(encoding="utf-8")
     assert text.startswith("before\n## ❌ optimc gate: failed")
     assert "| ❌ | `int8/ort` | top1 drop |" in text
-    root = ET.fromstring(junit.read_text(encoding="utf-8"))
+    root = check_junit(junit.read_text(encoding="utf-8"))
     assert (root.get("tests"), root.get("failures")) == ("3", "2")
     (line,) = [line for line in err.splitlines() if line.startswith("::")]
     assert line.startswith("::error title=optimc gate%3A top1 drop failed::int8/ort: top1 drop")
@@ -223,6 +223,21 @@ def test_names_cannot_steer_a_build_server(capsys, tmp_path, baseline, monkeypat
     text = (tmp_path / "summary.md").read_text(encoding="utf-8")
     assert "<b>" not in text
     assert "\n::" not in text
+
+
+def test_no_line_is_wider_than_100_columns_or_steers_the_terminal(capsys, tmp_path):
+    folder = tmp_path / ("a-long-name-" * 20) / "\x1b[31m::error::"
+    candidate = build_folder(folder, lost=90, won=0)
+    told = passing_report()
+    other = told.machine.model_copy(update={"cpu": "Another CPU " * 20})
+    baseline = build_folder(
+        tmp_path / "old", lost=0, won=0, report=told.model_copy(update={"machine": other})
+    )
+    _, _, err = gate(capsys, candidate, baseline)
+    lines = err.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert "".join(lines).isprintable()
+    assert not any(line.lstrip().startswith("::") for line in lines)
 
 
 @pytest.mark.parametrize(

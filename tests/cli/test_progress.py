@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -109,6 +110,28 @@ def test_elsewhere_than_on_a_terminal_there_is_one_plain_line_a_stage(
     said = [re.sub(r"^\[ *[\d.]+ s\] ", "", line) for line in lines]
     assert said == ["measuring", "  name \\x1b[31m"]  # shares come now and then only
     assert not any("\x1b" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["allowed 0.0001: rewrite 7 at /layer2/Mul, " * 8, "x" * 321, "::error::a " * 30, "a\n" * 30],
+)
+def test_no_plain_line_is_wider_than_100_columns_or_a_command_to_a_build_server(
+    capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    finding = SimpleNamespace(verdict="rolled_back", reason=text, sqnr_db=None, max_rel_error=0.31)
+    outcome = SimpleNamespace(
+        name="fuse", runtime="ort", nodes=(9, 9), seconds=0.5, cached=False, finding=finding
+    )
+    with Display() as display:
+        display.after_pass(outcome)  # type: ignore[arg-type]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) > 1
+    assert all(len(line) <= 100 for line in lines)
+    assert not any(line.lstrip().startswith("::") for line in lines)
+    words = "".join(lines[0].split("] ", 1)[1:] + lines[1:])
+    said = f"fuse for ort rolled back: {text} (9 nodes, error 3.1e-01 of scale, 0.50 s)"
+    assert "".join(words.split()).replace("\\", "") == "".join(said.split())
 
 
 def _build(repository: Path, folder: Path, **environment: str) -> tuple[int, str]:

@@ -54,6 +54,30 @@ def test_where_lower_is_better_the_greatest_is_the_worst():
     assert [(w.number, w.source, w.candidate) for w in found.worst] == [(0, 1.0, 5.0)]
 
 
+@pytest.mark.parametrize("name", ["spearman", "pearson"])
+def test_correlations_have_the_pairs_that_moved_farthest_from_their_label(name):
+    metric = metric_for(name)
+    gold = np.array([0.0, 1.0, 2.0, 3.0, 4.0])
+    source = {"similarity": np.array([0.1, 0.2, 0.3, 0.4, 0.5]), "gold": gold}
+    candidate = {"similarity": np.array([0.9, 0.2, 0.3, 0.4, 0.5]), "gold": gold}
+    found = evidence(source, candidate, metric.better)
+    # By hand: ranks 5 1 2 3 4 against 1 2 3 4 5, of 4 at most.
+    assert [(w.number, w.source, w.candidate) for w in found.worst] == [
+        (0, 1.0, 0.0),
+        (1, 1.0, 0.75),
+        (2, 1.0, 0.75),
+        (3, 1.0, 0.75),
+        (4, 1.0, 0.75),
+    ]
+    assert found.lost == "the metric does not count right answers"
+
+
+def test_tied_pairs_get_their_mean_rank():
+    records = {"similarity": np.array([0.5, 0.5, 0.5]), "gold": np.array([1.0, 2.0, 3.0])}
+    assert sample_scores(records).tolist() == [0.5, 1.0, 0.5]
+    assert sample_scores({"similarity": np.ones(1), "gold": np.ones(1)}).tolist() == [1.0]
+
+
 def test_metrics_over_the_whole_set_say_nothing_of_samples():
     found = evidence({"nll": np.ones(3)}, {"nll": np.ones(3)}, "lower")
     assert found.worst == ()

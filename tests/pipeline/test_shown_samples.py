@@ -58,6 +58,22 @@ def test_the_images_of_the_worst_samples_are_found(repository: Path) -> None:
         assert one.texts == ()
 
 
+def test_the_worst_samples_of_what_ships_come_first() -> None:
+    """There is room for a few only: without them the page would show none of its inputs."""
+    report = example_report()
+    (best,) = [cell for cell in report.results if report.best and cell.name == report.best.name]
+    cells = []
+    for index, cell in enumerate(report.results):
+        (told,) = _worst_are(*range(100 * index, 100 * index + 8)).results
+        built = isinstance(cell.metrics, dict)
+        cells.append(cell.model_copy(update={"metrics": told.metrics}) if built else cell)
+    first = 100 * report.results.index(best)
+    found = worst_numbers(report.model_copy(update={"results": tuple(cells)}))
+    assert found[:8] == list(range(first, first + 8))
+    assert found[8:13] == [0, 100, 200, 400, 1]
+    assert len(found) == 24
+
+
 def _signature(repository: Path) -> Signature:
     import onnx_ir
 

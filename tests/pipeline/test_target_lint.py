@@ -101,6 +101,7 @@ def test_check_looks_for_what_the_named_release_takes(tmp_path: Path) -> None:
         (", release: '11.4'", ExitCode.OK, "fine"),
         (", release: '10.3'", ExitCode.INPUT, "TensorRT 10.3 is too old"),
         (", release: 11.4", ExitCode.INPUT, 'put the release in quotes: "11.4"'),
+        (", optimization_level: auto", ExitCode.INPUT, "write a number, 0 to 5, or one target"),
     ):
         path.write_text(text.replace("optional: true", f"optional: true{release}"))
         done = run_optimc("check", path, cwd=tmp_path)

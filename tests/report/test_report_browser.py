@@ -18,6 +18,7 @@ from optimc.testing.example_report import (
     hostile_report,
     undecided_report,
 )
+from optimc.testing.large_report import large_report
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -62,6 +63,26 @@ def _opened(browser: Browser, url: str, **options: Any) -> Page:
     return page
 
 
+@pytest.mark.long
+def test_a_page_of_minilms_size_is_small_silent_and_accessible(
+    browser: Browser, tmp_path: Path
+) -> None:
+    """Three variants on two targets; `bench/report_page.py` measures how fast it is painted."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    url = _written(large_report(), tmp_path)
+    assert (tmp_path / "report.html").stat().st_size <= 3_000_000
+    page = browser.new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(url)
+    page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+    assert page.locator("#layers tbody tr").count() > 200
+    assert page.locator("#accuracy img").count() > 1
+    assert _serious(axe.Axe().run(page).response) == []
+    assert said == []
+
+
 @every_report
 def test_no_console_error_and_no_request(browser: Browser, tmp_path: Path, name: str) -> None:
     url = _written(REPORTS[name], tmp_path)
@@ -79,6 +100,14 @@ def test_no_console_error_and_no_request(browser: Browser, tmp_path: Path, name:
     assert [one for one in asked if not one.startswith("data:")] == [url]
 
 
+def _serious(found: dict[str, Any]) -> list[tuple[str, str, list[str]]]:
+    return [
+        (one["id"], one["help"], [node["html"][:200] for node in one["nodes"][:3]])
+        for one in found["violations"]
+        if one["impact"] in ("serious", "critical")
+    ]
+
+
 @every_report
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_accessibility_checker_finds_nothing_serious(
@@ -89,12 +118,7 @@ def test_the_accessibility_checker_finds_nothing_serious(
     page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
     found = axe.Axe().run(page).response
     assert len(found["passes"]) > 20
-    serious = [
-        (one["id"], one["help"], [node["html"][:200] for node in one["nodes"][:3]])
-        for one in found["violations"]
-        if one["impact"] in ("serious", "critical")
-    ]
-    assert serious == []
+    assert _serious(found) == []
 
 
 def test_the_keyboard_goes_through_the_page_in_its_order(browser: Browser, tmp_path: Path) -> None:
@@ -160,6 +184,18 @@ def test_dark_and_light_and_paper_each_have_their_colours(browser: Browser, tmp_
     page.emulate_media(media="print")
     assert _colours(page)[:2] == ("rgb(255, 255, 255)", "rgb(0, 0, 0)")
     assert not page.get_by_role("navigation").is_visible()
+
+
+def test_on_paper_everything_is_unfolded_without_a_script(browser: Browser, tmp_path: Path) -> None:
+    url = _written(REPORTS["passed"], tmp_path)
+    page = _opened(browser, url, java_script_enabled=False)
+    shown = (
+        "[...document.querySelectorAll('details:not([open])')]"
+        ".map(one => getComputedStyle(one, '::details-content').contentVisibility)"
+    )
+    assert set(page.evaluate(shown)) == {"hidden"}
+    page.emulate_media(media="print")
+    assert set(page.evaluate(shown)) == {"visible"}
 
 
 @pytest.mark.parametrize("name", ["passed", "hostile"])

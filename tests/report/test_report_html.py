@@ -47,6 +47,22 @@ def test_what_ships_is_shown_by_the_figures_that_the_gate_judged() -> None:
     assert tiles.count("measured again") == 2
 
 
+def test_the_tiles_of_what_ships_have_as_many_digits_as_their_intervals() -> None:
+    report = example_report()
+    cell = report.results[3]
+    assert not isinstance(cell.speedup, Skipped)
+    wide = cell.speedup.model_copy(update={"value": 5.2345, "ci95": (3.9, 7.83)})
+    cells = [
+        one if one is not cell else cell.model_copy(update={"speedup": wide})
+        for one in report.results
+    ]
+    words = Page(to_html(report.model_copy(update={"results": tuple(cells)}))).words("style")
+    tiles = words.partition("Ships: int8/ort")[2].partition("Mind:")[0]
+    assert "speed-up5.2× [3.9, 7.8] over source" in tiles
+    assert "p50 latency1.781 ms [1.763, 1.817], batch=1" in tiles
+    assert "top1 drop0.0008 [−0.0006, 0.0022]" in tiles
+
+
 class Page(HTMLParser):
     """Elements with their attributes, text by element, and whether all were closed in order."""
 

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from optimc.report.schema import Report
+from optimc.report.rows import case_text
+from optimc.report.schema import Report, Speedup
 from optimc.report.terminal import print_summary, render_summary
+from optimc.report.values import Skipped
 from optimc.testing.example_report import (
     HOSTILE_NAMES,
     example_report,
@@ -68,6 +70,29 @@ def test_it_tells_cells_reasons_checks_warnings_and_files() -> None:
         "files report.json, report.html in out",
     ):
         assert words in text
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_lopsided_intervals_are_shown_by_their_ends(width: int) -> None:
+    report = example_report()
+    cell = report.results[3]
+    assert isinstance(cell.speedup, Speedup)
+    wide = cell.speedup.model_copy(update={"value": 5.2, "ci95": (4.9, 7.8)})
+    changed = cell.model_copy(update={"speedup": wide})
+    text = render_summary(report.model_copy(update={"results": (changed,)}), width=width)
+    rows = [line for line in text.split("\n") if "5.2×" in line or "[4.9, 7.8]" in line]
+    assert len(rows) >= 2
+    assert "5.2 ±" not in text
+    assert max(map(len, text.split("\n"))) <= width
+
+
+def test_latencies_on_the_evaluation_data_are_called_so() -> None:
+    cell = example_report().results[3]
+    assert not isinstance(cell.latency, Skipped)
+    drawn = cell.latency[0].model_copy(update={"case": {}, "inputs": "data"})
+    assert case_text(drawn) == "evaluation data"
+    assert case_text(drawn.model_copy(update={"inputs": "seeded"})) == "fixed shapes"
+    assert case_text(cell.latency[0]) == "batch=1"
 
 
 def test_a_long_list_of_findings_is_cut_and_says_so() -> None:
