@@ -369,6 +369,9 @@ class Target(BaseModel, ABC):
     """Whether builds measure kernels and a later build may use what an earlier one measured."""
     logs_builds: ClassVar[bool] = False
     """Whether the notes in an engine's manifest are what the runtime warned of while it built."""
+    inexact_options: ClassVar[frozenset[str]] = frozenset()
+    """Options whose values change the numbers: where they are open, what is tried for them has to
+    prove itself first, and to hold the recipe's limit of its first metric on the tuning split."""
     times_on_device: ClassVar[bool] = False
     """Whether what a session binds has `times`, by the device's own clock, and the session
     `clocks_mhz`."""
