@@ -99,9 +99,8 @@ def why_not_taken(
 def _limit(build: Build, trial: CellResult) -> float | None:
     """How far the first metric may drop, by the gate and by passes; None where nothing says it."""
     limits = [outcome.budget.limit for outcome in trial.outcomes if outcome.budget is not None]
-    first = next(iter(build.recipe.metrics), None)
-    if build.recipe.gate is not None and first in build.recipe.gate.drop:
-        limits.append(build.recipe.gate.drop[first])
+    drops = build.recipe.gate.drop if build.recipe.gate is not None else {}
+    limits += [drops[name] for name in list(build.recipe.metrics)[:1] if name in drops]
     return min(limits, default=None)
 
 

@@ -114,7 +114,7 @@ def test_bf16_that_is_faster_is_proved_delivered_locked_and_replayed(
     assert precision == "bf16"
     assert choices["options"] == {"float/ov": {"precision": "bf16"}}
     assert "float/ov: precision: bf16: bf16 is 1.50 times as fast as f32" in report.notes
-    assert report.gate.verdict == "passed"
+    assert report.results[0].status == "built"
 
     monkeypatch.setattr(trials, "_trial", None)
     _, _, replayed = built(recipe, locked=True, measure=False)
