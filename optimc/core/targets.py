@@ -400,6 +400,10 @@ class Target(BaseModel, ABC):
         """
         return {}
 
+    def not_tried(self) -> Mapping[str, str]:
+        """By open option: what this machine rules out of its values, in words for the report."""
+        return {}
+
     def settled(self, values: Mapping[str, OptionValue] | None = None) -> Self:
         """This target with `values` for options that are open, and the usual ones for the others.
 

@@ -139,7 +139,8 @@ def _measured(
                 del engines[value]
                 note = f"{option}: {value} was not tried: {why}"
                 build.notes.append(f"{result.cell.name}: {note}")
-        found[option] = _tried(build, result.cell.name, option, engines)
+        nothing = asked.not_tried().get(option, "there is nothing else to try here")
+        found[option] = _tried(build, result.cell.name, option, engines, nothing)
     return found
 
 
@@ -164,9 +165,9 @@ def _engines(
 
 
 def _tried(
-    build: Build, name: str, option: str, engines: Mapping[OptionValue, Engine]
+    build: Build, name: str, option: str, engines: Mapping[OptionValue, Engine], nothing: str
 ) -> ChosenOption:
-    """The value that is taken, and why, which the notes say too."""
+    """The value that is taken, and why, which the notes say too; `nothing` where there is one."""
     by_name = {str(value): value for value in engines}
     first, *others = by_name
     trial = Trial(first, {})
@@ -178,7 +179,7 @@ def _tried(
             # One of them breaks when it is timed. What breaks in the usual one shows again later.
             trial = Trial(first, dict.fromkeys(others, f"not known: {error.what}"))
     listed = "; ".join(f"{one} is {trial.told_against(one, first)}" for one in others)
-    why = listed or "there is nothing else to try here"
+    why = listed or nothing
     build.notes.append(f"{name}: {option}: {trial.taken}: {why}")
     build.observer.on_detail(f"{name:<28} {option}: {trial.taken}")
     return ChosenOption(value=by_name[trial.taken], why=why)

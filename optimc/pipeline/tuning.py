@@ -332,7 +332,7 @@ class TimedDevice:
             assert isinstance(model, OnnxModel)
             engines[key] = build.engines.build(name, self._cell.target, model)
         feeds = benchmark_cases(build)[0].feeds
-        seconds = min(build.recipe.benchmark.at_most, TIMED_SECONDS)
+        seconds = min(build.recipe.benchmark.at_most * len(engines), TIMED_SECONDS)
         build.torch.close()  # nothing of ours may run beside it
         lock = build.cache.folder / "measuring.lock"
         with exclusive(lock, build.observer.on_share), ExitStack() as stack:

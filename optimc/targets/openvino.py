@@ -118,6 +118,9 @@ class OpenVino(Target):
             found["threads"] = thread_counts()
         return found
 
+    def not_tried(self) -> Mapping[str, str]:
+        return {} if BF16 & cpu_features() else {"precision": "this CPU has no bf16 instructions"}
+
     def build(self, model: Model, folder: Path, context: BuildContext) -> Engine:
         assert isinstance(model, OnnxModel)
         check_exchange(model.signature, NUMBERS, NAME)

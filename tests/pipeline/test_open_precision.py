@@ -103,6 +103,18 @@ def test_the_precision_comes_before_the_threads(monkeypatch: pytest.MonkeyPatch)
     assert asked.open_options()["precision"] == ("f32", "bf16")
     monkeypatch.setattr(target, "cpu_features", lambda: frozenset({"avx512f", "avx512_vnni"}))
     assert asked.open_options()["precision"] == ("f32",)
+    assert asked.not_tried() == {"precision": "this CPU has no bf16 instructions"}
+
+
+@pytest.mark.slow
+def test_auto_says_so_where_the_machine_has_none(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target, "cpu_features", lambda: frozenset({"avx2"}))
+    report, choices, precision = built(recipe)
+    assert precision == "f32"
+    assert choices["options"] == {"float/ov": {"precision": "f32"}}
+    assert "float/ov: precision: f32: this CPU has no bf16 instructions" in report.notes
 
 
 @pytest.mark.slow

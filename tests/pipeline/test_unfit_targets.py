@@ -123,8 +123,8 @@ def test_a_target_without_int8_has_nothing_to_place(
 def test_a_missing_extra_is_told_before_any_work(
     recipe: Path, passes: str, missing: str, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = "  training: {npz: calibration.npz, inputs: {input: images}, transform: *t}\nmetrics:"
-    replaced(recipe, ("{quantize_int8: {}}", passes), ("metrics:", training))
+    training = "  training: {npz: calibration.npz, inputs: {input: images}, transform: *t}"
+    replaced(recipe, ("{quantize_int8: {}}", passes), ("metrics:", f"{training}\nmetrics:"))
     without(monkeypatch, missing)
     error = make_plan(load_recipe(recipe)).unavailable["int8/ort"]
     assert f"needs the extra `{missing}`" in error.what
