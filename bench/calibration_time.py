@@ -141,7 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--measure", choices=["ours", "theirs"], help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help="keeps the export for the next time")
     arguments = parser.parse_args()
     if arguments.measure:
         print(json.dumps(measured(arguments.measure, arguments.folder)))
@@ -151,10 +151,11 @@ def main() -> None:
     print("|" + " --- |" * 11, flush=True)
     walls: list[float] = []
     cpus: list[float] = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as made:
+        folder = arguments.folder or Path(made)
         for number in range(arguments.rounds):
             turn = ("ours", "theirs") if number % 2 == 0 else ("theirs", "ours")
-            found = {who: _apart(who, Path(folder)) for who in turn}
+            found = {who: _apart(who, folder) for who in turn}
             own, peer = found["ours"], found["theirs"]
             walls.append(own["seconds"] / peer["seconds"])
             cpus.append(own["cpu"] / peer["cpu"])
