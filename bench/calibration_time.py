@@ -163,7 +163,7 @@ def main() -> None:
             row += [f"{own['peak_mb']:.0f}", f"{peer['seconds']:.2f}", f"{peer['cpu']:.2f}"]
             row += [f"{peer['peak_mb']:.0f}", f"{walls[-1]:.2f}", f"{cpus[-1]:.2f}"]
             print(f"| {number + 1} | {' | '.join(row)} |", flush=True)
-    print(f"\n{own['samples']:.0f} samples, {own['sweeps']:.0f} sweep; ours to NNCF's:", end=" ")
+    print(f"\n{own['samples']:.0f} samples, {own['sweeps']:.0f} sweeps; ours to NNCF's:", end=" ")
     print(f"time {_spread(walls)}, CPU {_spread(cpus)}")
     sys.exit(1 if statistics.median(walls) > 1.0 else 0)
 
