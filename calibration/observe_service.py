@@ -56,8 +56,10 @@ class ObserverService:
         """
         sizes = self._sizes(sample)
         known = {name: sizes[name] for name in values if name in sizes and sizes[name] is not None}
-        # A value whose shape is only known at run time may be as large as the largest other.
-        largest = max((size for size in known.values() if size), default=self._chunk_bytes)
+        # A value whose shape is only known at run time may be as large as the largest other: of
+        # those that are asked for, and where none of them has a shape, of the whole graph.
+        every = max((size for size in sizes.values() if size), default=self._chunk_bytes)
+        largest = max((size for size in known.values() if size), default=every)
         wanted = [(name, sizes[name] or largest) for name in values if name in sizes]
         chunks = list(_chunks(wanted, self._chunk_bytes))
         total = sum(size for _, size in wanted)

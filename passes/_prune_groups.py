@@ -18,7 +18,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from optimc.core.errors import PreconditionError, missing_extra
+from optimc.core.errors import PreconditionError
 
 if TYPE_CHECKING:
     import torch
@@ -110,8 +110,7 @@ class Graph:
     def __init__(self, bench: Workbench, heads: Mapping[str, int]) -> None:
         """`heads` says how many attention heads modules have, by globs of their names.
 
-        Raises UnavailableError where torch-pruning is not installed, and PreconditionError where
-        the module cannot be traced.
+        Raises PreconditionError where the module cannot be traced.
         """
         self._bench, self._heads = bench, heads
         self.names = {module: name for name, module in bench.module.named_modules()}
@@ -122,11 +121,8 @@ class Graph:
 
     def _traced(self) -> Any:
         import torch
+        import torch_pruning
 
-        try:
-            import torch_pruning
-        except ImportError as error:
-            raise missing_extra("torch", "prune_width") from error
         bench = self._bench
 
         def outputs(module: nn.Module, feeds: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from optimc.core.errors import PreconditionError
 from optimc.core.onnx_signature import all_graphs
+from optimc.core.passes import Pass, PassContext
 from optimc.core.targets import QuantizationSpec
 
 LEAST_OPSET = 13  # per-channel scales: QuantizeLinear and DequantizeLinear with an axis
@@ -25,12 +26,15 @@ _QUANTIZED = frozenset(
 )
 
 
-def check_quantizable(
-    model: ir.Model,
-    spec: QuantizationSpec,
-    keep_float: Sequence[str],
-    name: str = "quantize_int8",
-) -> None:
+def placement(pass_: Pass, context: PassContext) -> QuantizationSpec:
+    """Where Q and DQ go for the target. Raises PreconditionError where it does not suit `pass_`."""
+    pass_.check_target(context.spec)
+    spec = context.spec.quantization
+    assert spec is not None, "the pass's check_target let it through"
+    return spec
+
+
+def check_quantizable(model: ir.Model, keep_float: Sequence[str], name: str) -> None:
     """Raises PreconditionError for a quantized model, an old opset, and patterns without effect.
 
     `name` is the pass that asks.

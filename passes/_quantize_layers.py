@@ -19,12 +19,11 @@ from optimc.core.statistics import TensorStatistics
 from optimc.passes._quantize_budget import Found, Kept, Search
 from optimc.passes._quantize_ranges import statistics_of, usable
 from optimc.passes._quantize_select import select
-from optimc.passes._quantize_units import find_units
+from optimc.passes._quantize_units import Unit, find_units, layer_name
 
 if TYPE_CHECKING:
     from optimc.passes.quantize_int8 import QuantizeInt8
 
-DEFAULT_SECONDS = 300.0
 _TIMED_ONE_BY_ONE = 6
 """More kept layers than these are timed together only: each takes an engine and its time."""
 
@@ -49,14 +48,14 @@ class Remembering:
 
 def within_budget(pass_: QuantizeInt8, model: OnnxModel, context: PassContext) -> PassResult:
     """The quantized model that meets `max_drop`, with the choice, its figures and its costs."""
-    work = _Work(pass_, model, context)
+    work = Work(pass_, model, context)
     if context.choice is not None:
         return work.replayed(context.choice)
     return work.searched()
 
 
 @dataclass
-class _Work:
+class Work:
     """The models of one run."""
 
     pass_: QuantizeInt8
@@ -65,23 +64,27 @@ class _Work:
 
     def __post_init__(self) -> None:
         # Found before the model is changed: at the end nothing is left of them.
-        names, ranges = self._layers()
-        self._names = tuple(names)
+        units, ranges = self._layers()
+        self._names = tuple(layer_name(unit) for unit in units)
         self._estimator = Remembering(ranges)
 
-    def searched(self) -> PassResult:
-        """Searches, times what was kept, and quantizes for good."""
+    def search(self) -> Found:
+        """The layers that cannot be quantized within the budget."""
         max_drop = self.pass_.max_drop
         assert max_drop is not None
-        found = Search(
+        return Search(
             layers=self._names,
             trial=self._trial,
             original=self.model,
             tuning=self.context.tuning,
             max_drop=max_drop,
-            seconds=self.pass_.at_most or DEFAULT_SECONDS,
+            seconds=self.pass_.seconds,
             progress=self.context.progress,
         ).run()
+
+    def searched(self) -> PassResult:
+        """Searches, times what was kept, and quantizes for good."""
+        found = self.search()
         costs = self._costs(found.kept)
         why = {layer: self._reason(layer, found, costs) for layer in found.kept}
         result = self._final(why)
@@ -95,12 +98,7 @@ class _Work:
     def replayed(self, choice: Mapping[str, Sequence[str]]) -> PassResult:
         """Keeps what the lock names; its drop is measured anew."""
         kept = list(choice["float"])
-        missing = sorted(set(kept) - set(self._names))
-        if missing:
-            raise PreconditionError(
-                f"the lock keeps `{missing[0]}` in float, which is no layer to quantize here",
-                fix="build once without --locked, and commit the new lock",
-            )
+        check_locked(kept, self._names)
         drop = self.context.tuning.drop(self._trial(frozenset(kept)))
         result = self._final(dict.fromkeys(kept, "kept in float, as the lock says"))
         assert self.pass_.max_drop is not None
@@ -108,10 +106,10 @@ class _Work:
         found = Found(tuple(kept), drop, met, True, {}, 1, 0.0)
         return replace(result, choice=choice, budget=self._budget(found))
 
-    def _layers(self) -> tuple[list[str], RangeEstimator]:
+    def _layers(self) -> tuple[list[Unit], RangeEstimator]:
         """What can be kept in float: all that would be quantized and does not only move data. And
         what chooses the ranges."""
-        from optimc.passes.quantize_int8 import layer_name, matches
+        from optimc.passes.quantize_int8 import matches
 
         spec = self.context.spec.quantization
         assert spec is not None
@@ -132,7 +130,7 @@ class _Work:
         statistics = statistics_of(units, clone, self.context.calibration)
         chosen = select(usable(units, statistics, silent), silent)
         ranges = self.pass_.searched(clone, chosen, statistics, self.context)
-        return [layer_name(unit) for unit in chosen if not unit.moves], ranges
+        return [unit for unit in chosen if not unit.moves], ranges
 
     def _trial(self, kept: Kept) -> OnnxModel:
         reasons = dict.fromkeys(kept, "kept in float by this trial")
@@ -158,16 +156,20 @@ class _Work:
             others |= {layer: self._trial(everything - {layer}) for layer in kept}
         return self.context.device.costs(self._trial(everything), others)
 
-    def _reason(self, layer: str, found: Found, costs: Mapping[str, Cost] | str) -> str:
+    def _sensitive(self, layer: str, found: Found) -> str:
         text = f"kept in float to meet max_drop {self.pass_.max_drop:g} of {self._metric}"
         if layer in found.sqnr_db:
             text += f"; alone in INT8 it leaves an output SQNR of {found.sqnr_db[layer]:.1f} dB"
+        return text
+
+    def _reason(self, layer: str, found: Found, costs: Mapping[str, Cost] | str) -> str:
+        text = self._sensitive(layer, found)
         if isinstance(costs, str):
             return f"{text}; its cost was not timed: {costs}"
         cost = costs.get(layer) or (costs.get("") if len(found.kept) == 1 else None)
         if cost is None:
             return f"{text}; timed together with the others only"
-        return f"{text}; in float it costs {_in_words(cost)} on {self.context.device.target}"
+        return f"{text}; in float it costs {in_words(cost)} on {self.context.device.target}"
 
     @property
     def _metric(self) -> str:
@@ -189,9 +191,19 @@ class _Work:
         if not found.finished:
             text += "; the time was up (at_most) before the search came to its end"
         if found.kept and not isinstance(costs, str):
-            text += f"; float costs {_in_words(costs[''])} on {self.context.device.target}"
+            text += f"; float costs {in_words(costs[''])} on {self.context.device.target}"
         return text
 
 
-def _in_words(cost: Cost) -> str:
+def check_locked(names: Sequence[str], layers: Sequence[str]) -> None:
+    """Raises PreconditionError where the lock names a layer that is none of `layers`."""
+    missing = sorted(set(names) - set(layers))
+    if missing:
+        raise PreconditionError(
+            f"the lock keeps `{missing[0]}` in float, which is no layer to quantize here",
+            fix="build once without --locked, and commit the new lock",
+        )
+
+
+def in_words(cost: Cost) -> str:
     return f"{cost.ms:.4f} ms (95 %: {cost.low:.4f} to {cost.high:.4f})"

@@ -74,6 +74,11 @@ def node_label(node: ir.Node) -> str:
     )
 
 
+def layer_name(unit: Unit) -> str:
+    """What a layer is known by: its node's first output, whose name stands nowhere else."""
+    return str(unit.node.outputs[0].name)
+
+
 def find_units(graph: ir.Graph, spec: QuantizationSpec, refuse: Refuse) -> list[Unit]:
     """The nodes of the main graph that have a rule and fit it, in the graph's order."""
     units: list[Unit] = []

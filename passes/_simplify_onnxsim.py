@@ -7,13 +7,12 @@ one that had other numbers: source names are kept only where running both models
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimc.core.analyses import QuantizationNodes
 from optimc.core.custom_ops import DIGESTS_KEY
-from optimc.core.errors import OptimcError, missing_extra
+from optimc.core.errors import OptimcError
 from optimc.core.model import SOURCE_KEY, OnnxModel
 from optimc.core.worker import Limits, Worker
 
@@ -33,12 +32,7 @@ _SAME = 1e-4
 
 
 def run_onnxsim(model: OnnxModel, context: PassContext, fold_limit: int) -> OnnxModel:
-    """The simplified model, or `model` with the reason in the log where it cannot be had.
-
-    Raises UnavailableError where onnxsim is not installed.
-    """
-    if find_spec("onnxsim") is None:
-        raise missing_extra("onnxsim", "the engine onnxsim of the pass simplify")
+    """The simplified model, or `model` with the reason in the log where it cannot be had."""
     reason = None
     if model.stats.bytes > _MAX_BYTES:
         reason = f"the model has {model.stats.bytes:,} bytes of weights, onnxsim copies them often"

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from optimc.core.errors import PreconditionError
+from optimc.core.errors import PreconditionError, missing_extra
 from optimc.core.model import Level
 from optimc.core.passes import Effect, Input, Pass, PassContext, PassResult, lossy
+from optimc.passes._block_size import BlockSize
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,7 +48,7 @@ class Gptq(Pass):
     Options: block, samples, keep.
     """
 
-    block: Annotated[int, Field(ge=16, le=256)] = 32
+    block: BlockSize = 32
     """How many inputs share a scale: a power of two, and that of `quantize_weights`."""
     samples: Annotated[int, Field(ge=1)] = 128
     """How many training samples the errors are taken over (all where there are fewer). Time grows
@@ -65,17 +66,10 @@ class Gptq(Pass):
         """LOSSY: 4 bits leave some 18 dB of each weight."""
         return lossy(10.0)
 
-    def check(self, model: Any, context: PassContext) -> None:
-        """Raises PreconditionError for a bad block, UnavailableError without the extra."""
+    def check_extras(self) -> None:
+        """Raises UnavailableError without neural-compressor, or what it imports."""
         from importlib.util import find_spec
 
-        from optimc.core.errors import missing_extra
-
-        if self.block & (self.block - 1):
-            raise PreconditionError(
-                f"block: {self.block} is no power of two, which kernels need",
-                fix="take 16, 32, 64, 128 or 256",
-            )
         if any(find_spec(name) is None for name in ("neural_compressor", "accelerate")):
             raise missing_extra("inc", f"the pass {NAME}")
 
@@ -83,7 +77,7 @@ class Gptq(Pass):
         """See the class. Raises PreconditionError where no layer fits."""
         from optimc.passes import _gptq_layers as work
 
-        self.check(model, context)
+        self.check_extras()
         log = context.log
         with context.workshop(model) as shop:
             groups = self._fitting(shop.call(work.survey, block=self.block).data, context)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from optimc.core.errors import PreconditionError
+from optimc.core.errors import PreconditionError, missing_extra
 from optimc.core.passes import Input, PassContext, PassResult, Workshop
 from optimc.passes import _prune_width_work as work
 from optimc.passes._prune_allocate import Level, Units, levels, nearest, widths
@@ -84,8 +84,16 @@ class PruneWidth(Pruning):
         """Of modules, and of attention modules."""
         return {"keep": self.keep, "heads": list(self.heads)}
 
+    def check_extras(self) -> None:
+        """Raises UnavailableError where torch-pruning is not installed."""
+        from importlib.util import find_spec
+
+        if find_spec("torch_pruning") is None:
+            raise missing_extra("torch", f"the pass {self.pass_name()}")
+
     def run(self, model: TorchModel, context: PassContext) -> PassResult:
         """See the class. Raises PreconditionError where the target cannot be met."""
+        self.check_extras()
         with context.workshop(model) as shop:
             told = self._survey(shop, context)
             groups = [_units(group) for group in told["groups"]]

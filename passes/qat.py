@@ -99,18 +99,22 @@ class Qat(Pass):
         """LOSSY: what it mends may be far off."""
         return lossy(3.0)
 
+    def check_extras(self) -> None:
+        """Raises UnavailableError where torch is not installed."""
+        from importlib.util import find_spec
+
+        if find_spec("torch") is None:
+            raise missing_extra("torch", f"the pass {NAME}")
+
     def check(self, model: Model, context: PassContext) -> None:
         """Raises PreconditionError for a float model and patterns without effect, UnavailableError
         where torch is not installed."""
-        from importlib.util import find_spec
-
         from optimc.passes._patterns import check_nodes
         from optimc.passes._recovery_layers import check_quantized
 
         check_quantized(context, NAME)
         _check_size(model)
-        if find_spec("torch") is None:
-            raise missing_extra("torch", f"the pass {NAME}")
+        self.check_extras()
         check_nodes("freeze", self.freeze, _graph(model))
 
     def run(self, model: OnnxModel, context: PassContext) -> PassResult:

@@ -26,7 +26,7 @@ from optimc.core.passes import Effect, Input, Pass, PassContext, PassResult, los
 if TYPE_CHECKING:
     from optimc.core.model import OnnxModel
     from optimc.core.passes import RewriteLog
-    from optimc.core.targets import QuantizationSpec
+    from optimc.core.targets import QuantizationSpec, TargetSpec
     from optimc.passes._dynamic_place import Site
 
 NAME = "quantize_dynamic"
@@ -71,20 +71,31 @@ class QuantizeDynamic(Pass):
         """LOSSY with the default bound."""
         return lossy(20.0)
 
+    def check_target(self, spec: TargetSpec) -> None:
+        """Raises PreconditionError for a target that has neither form."""
+        if spec.quantization is None or spec.quantization.dynamic is None:
+            raise PreconditionError(
+                f"the target `{spec.runtime}` has no INT8 weights without calibration",
+                fix=f"take {NAME} out of the variants of this target, or use quantize_int8 there",
+            )
+
     def check(self, model: Model, context: PassContext) -> None:
-        """Raises PreconditionError for a model that is quantized or has too old an opset."""
+        """Raises PreconditionError for a target that has neither form, and for a model that is
+        quantized or has too old an opset."""
         from optimc.passes._quantize_checks import check_quantizable
 
+        self.check_target(context.spec)
         graph: Any = model
-        check_quantizable(graph.ir, _spec(context), self.keep_float, NAME)
+        check_quantizable(graph.ir, self.keep_float, NAME)
 
     def run(self, model: OnnxModel, context: PassContext) -> PassResult:
         """See the class. Raises PreconditionError where nothing can be quantized."""
         from optimc.passes._dynamic_place import DynamicPlacer
+        from optimc.passes._quantize_checks import placement
         from optimc.passes._quantize_units import node_label
 
         self.check(model, context)
-        spec, log, graph = _spec(context), context.log, model.ir.graph
+        spec, log, graph = placement(self, context), context.log, model.ir.graph
         sites = self._sites(model, spec, log)
         if not sites:
             raise _nothing(log)
@@ -125,13 +136,3 @@ def _nothing(log: RewriteLog) -> PreconditionError:
         f"nothing in this model can be quantized{reasons}",
         fix=f"take {NAME} out of this variant, or keep less in float",
     )
-
-
-def _spec(context: PassContext) -> QuantizationSpec:
-    spec = context.spec.quantization
-    if spec is None or spec.dynamic is None:
-        raise PreconditionError(
-            f"the target `{context.spec.runtime}` has no INT8 weights without calibration",
-            fix=f"take {NAME} out of the variants of this target, or use quantize_int8 there",
-        )
-    return spec

@@ -10,14 +10,14 @@ of them. Ranges come from the calibration data, see `optimc.calibration.ranges`.
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from optimc.core.errors import PreconditionError
 from optimc.core.model import SOURCE_KEY, Level, Model
-from optimc.core.passes import Effect, Input, Pass, PassContext, PassResult, lossy
-from optimc.core.units import Seconds
+from optimc.core.passes import Effect, Input, PassContext, PassResult, lossy
+from optimc.passes._budgeted import Budgeted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from optimc.passes._quantize_units import Unit
 
 
-class QuantizeInt8(Pass):
+class QuantizeInt8(Budgeted):
     """Quantizes weights and activations to 8-bit integers.
 
     Rewrites: gives each operator that the target runs in INT8 quantized inputs, an int8 weight with
@@ -68,11 +68,6 @@ class QuantizeInt8(Pass):
     keep_float: list[str] = Field(default=[])
     """Operators that stay in float: patterns (`*`, `?`, `[...]`) of node names, of source names of
     their outputs, or operator types such as `Gemm`."""
-    max_drop: Annotated[float, Field(ge=0.0)] | None = None
-    """How much worse than the source the recipe's first metric may get on `data.tuning`, in its own
-    unit: layers stay in float until it is met."""
-    at_most: Seconds | None = None
-    """With `max_drop`: the most time for the search, such as `5 min`, which is the default."""
 
     level: ClassVar[Level] = Level.ONNX
     reads: ClassVar[frozenset[Input]] = frozenset({Input.SPEC, Input.CALIBRATION})
@@ -80,12 +75,6 @@ class QuantizeInt8(Pass):
     quantizes: ClassVar[bool] = True
     required_by_default: ClassVar[bool] = True
     tools: ClassVar[tuple[str, ...]] = ("numpy", "onnx-ir")
-
-    @model_validator(mode="after")
-    def _check_budget(self) -> Self:
-        if self.at_most is not None and self.max_drop is None:
-            raise ValueError("at_most limits the search of max_drop\nadd max_drop, or leave it out")
-        return self
 
     @property
     def needs(self) -> frozenset[Input]:
@@ -99,10 +88,12 @@ class QuantizeInt8(Pass):
         return lossy(20.0)
 
     def check(self, model: Model, context: PassContext) -> None:
-        """Raises PreconditionError for a model that is quantized or has too old an opset."""
+        """Raises PreconditionError for a target without INT8, and for a model that is quantized or
+        has too old an opset."""
         from optimc.passes._quantize_checks import check_quantizable
 
-        check_quantizable(_ir(model), _spec(context), self.keep_float)
+        self.check_target(context.spec)
+        check_quantizable(_ir(model), self.keep_float, self.pass_name())
 
     def run(self, model: OnnxModel, context: PassContext) -> PassResult:
         """See the class. Raises PreconditionError where nothing can be quantized."""
@@ -122,12 +113,13 @@ class QuantizeInt8(Pass):
         estimator: RangeEstimator | None = None,
     ) -> PassResult:
         """Quantizes `model`, but for the `kept` layers: by output name, why they stay in float."""
+        from optimc.passes._quantize_checks import placement
         from optimc.passes._quantize_place import Placer
         from optimc.passes._quantize_ranges import assign, statistics_of
         from optimc.passes._quantize_select import Refusals
         from optimc.passes._quantize_units import node_label
 
-        spec, graph = _spec(context), model.ir.graph
+        spec, graph = placement(self, context), model.ir.graph
         refuse = Refusals(log)
         candidates = self._candidates(graph, spec, refuse, kept)
         statistics = statistics_of(candidates, model, context.calibration)
@@ -155,7 +147,7 @@ class QuantizeInt8(Pass):
         kept: Mapping[str, str],
     ) -> list[Unit]:
         """The units that fit by themselves and that neither `keep_float` nor `kept` names."""
-        from optimc.passes._quantize_units import find_units
+        from optimc.passes._quantize_units import find_units, layer_name
 
         units = []
         for unit in find_units(graph, spec, refuse):
@@ -211,9 +203,10 @@ class QuantizeInt8(Pass):
         """What chooses the ranges of the values of `units`; asks the data where it has to."""
         if self.ranges != "output_error":
             return self.estimator()
+        from optimc.passes._quantize_checks import placement
         from optimc.passes._quantize_output_error import search
 
-        return search(model, units, statistics, _spec(context), context)
+        return search(model, units, statistics, placement(self, context), context)
 
     def estimator(self) -> RangeEstimator:
         """What chooses the ranges."""
@@ -229,11 +222,6 @@ class QuantizeInt8(Pass):
             "output_error": MeanSquaredError(),  # for what `searched` does not find
         }
         return estimators[self.ranges]
-
-
-def layer_name(unit: Unit) -> str:
-    """What a layer is known by: its node's first output, whose name stands nowhere else."""
-    return str(unit.node.outputs[0].name)
 
 
 def matches(node: ir.Node, pattern: str) -> bool:
@@ -255,16 +243,6 @@ def _stats(graph: ir.Graph) -> dict[str, int]:
     """How many Q and DQ the graph holds."""
     types = [node.op_type for node in graph]
     return {name: types.count(name) for name in ("QuantizeLinear", "DequantizeLinear")}
-
-
-def _spec(context: PassContext) -> QuantizationSpec:
-    spec = context.spec.quantization
-    if spec is None:
-        raise PreconditionError(
-            f"the target `{context.spec.runtime}` runs no INT8",
-            fix="take quantize_int8 out of the variants of this target",
-        )
-    return spec
 
 
 def _ir(model: Any) -> ir.Model:

@@ -10,32 +10,34 @@ that costs is known before anything is placed, from the histogram of the calibra
 with counts h over bin centres c, and Q of the range that `quantize_int8` would take. Products whose
 input stays under a limit take their range at run time instead, as `quantize_dynamic` writes them.
 That helps where ranges move from input to input; a channel that is large in all of them is as bad
-at run time, and needs another cure.
+at run time, and needs another cure. With `max_drop` the metric and latencies on the target
+decide in place of that limit: see `optimc.passes._quantize_mix`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import glob
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from optimc.core.errors import PreconditionError
 from optimc.core.model import Level, Model
-from optimc.core.passes import Effect, Input, Pass, PassContext, PassResult, RewriteLog, lossy
+from optimc.core.passes import Effect, Input, PassContext, PassResult, RewriteLog, lossy
+from optimc.passes._budgeted import Budgeted
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
     import onnx_ir as ir
 
+    from optimc.calibration.ranges import RangeEstimator
     from optimc.core.model import OnnxModel
-    from optimc.core.targets import QuantizationSpec
     from optimc.passes._dynamic_place import Site
 
 NAME = "quantize_mixed"
 
 
-class QuantizeMixed(Pass):
+class QuantizeMixed(Budgeted):
     """Quantizes to INT8 with calibrated ranges, and at run time where such ranges lose too much.
 
     Rewrites: the products (MatMul, Gemm with a constant matrix) whose input keeps less than
@@ -45,7 +47,13 @@ class QuantizeMixed(Pass):
     Refuses: what quantize_int8 refuses, and what `keep_float` names.
     Accuracy: lossy; judged by the gate where the recipe limits a metric, else by 1 % of the metric
         or an output SQNR of 20 dB.
-    Options: least_sqnr, keep_float.
+    Budget: with `max_drop`, the fewest layers stay in float that meet it, as quantize_int8 finds
+        them. Then layers with weights of one shape are timed together on the target in each of the
+        other kinds: those in float as dynamic INT8, the others as dynamic INT8 and in float. What
+        is clearly faster and meets the limit is taken. `least_sqnr` is not used. The choice goes
+        into the lock. What stays in float computes in the target's precision: for BF16 let the
+        target `precision` be `auto`.
+    Options: least_sqnr, keep_float, max_drop, at_most.
     """
 
     least_sqnr: Annotated[float, Field(ge=0.0, le=100.0)] = 30.0
@@ -62,28 +70,55 @@ class QuantizeMixed(Pass):
     tools: ClassVar[tuple[str, ...]] = ("numpy", "onnx-ir")
 
     @property
+    def needs(self) -> frozenset[Input]:
+        """`reads`; with `max_drop` the metric on the tuning split and latencies, too."""
+        budget = {Input.TUNING, Input.DEVICE} if self.max_drop is not None else frozenset()
+        return self.reads | budget
+
+    @property
     def effect(self) -> Effect:
         """LOSSY with the default bound."""
         return lossy(20.0)
 
     def check(self, model: Model, context: PassContext) -> None:
-        """Raises PreconditionError for a model that is quantized or has too old an opset."""
+        """Raises PreconditionError for a target without INT8, and for a model that is quantized or
+        has too old an opset."""
         from optimc.passes._quantize_checks import check_quantizable
 
+        self.check_target(context.spec)
         graph: Any = model
-        check_quantizable(graph.ir, _spec(context), self.keep_float, NAME)
+        check_quantizable(graph.ir, self.keep_float, NAME)
 
     def run(self, model: OnnxModel, context: PassContext) -> PassResult:
         """See the class. Raises PreconditionError where nothing can be quantized."""
-        from optimc.passes._dynamic_place import DynamicPlacer
+        self.check(model, context)
+        if self.max_drop is not None:
+            from optimc.passes._quantize_mix import within_budget
+
+            return within_budget(self, model, context)
+        return self.placed(model, context, context.log, self._by_range(model, context), {})
+
+    def placed(
+        self,
+        model: OnnxModel,
+        context: PassContext,
+        log: RewriteLog,
+        dynamic: Collection[str],
+        why: Mapping[str, str],
+        estimator: RangeEstimator | None = None,
+    ) -> PassResult:
+        """Quantizes `model`: the `dynamic` layers (by output name) at run time, those that only
+        `why` names not at all, all others with calibrated ranges."""
+        from optimc.passes._dynamic_place import DynamicPlacer, Site, judge
+        from optimc.passes._quantize_checks import placement
         from optimc.passes._quantize_units import node_label
 
-        self.check(model, context)
-        spec = _spec(context)
-        sites = self._dynamic(model, context, spec)
+        spec = placement(self, context)
+        found = [judge(node, spec) for node in model.ir.graph if _name(node) in dynamic]
+        sites = [site for site in found if isinstance(site, Site)]
         names = {node_label(site.node) for site in sites}
-        static = self._static(model, context, sites)
-        log = context.log
+        kept = {**dict.fromkeys(dynamic, "at run time"), **why}
+        static = self._static(model, context, log, kept, estimator, alone=not sites)
         for refusal in static.refusals:
             if refusal.where not in names:
                 log.refuse(refusal.rule, refusal.where, refusal.reason)
@@ -95,34 +130,41 @@ class QuantizeMixed(Pass):
         stats = {**static.stats, "dynamic": len(sites)}
         return PassResult(model.sealed(), bool(log.rewrites), stats, log.rewrites, log.refusals)
 
-    def _static(self, model: OnnxModel, context: PassContext, sites: list[Site]) -> PassResult:
-        """What quantize_int8 does where the sites stay in float, on `model` itself.
+    def _static(
+        self,
+        model: OnnxModel,
+        context: PassContext,
+        log: RewriteLog,
+        kept: Mapping[str, str],
+        estimator: RangeEstimator | None,
+        *,
+        alone: bool,
+    ) -> PassResult:
+        """What quantize_int8 does but for the `kept` layers, on `model` itself.
 
-        Nothing that it could quantize is no error here as long as there are sites.
+        Nothing that it could quantize is an error only where it is `alone`.
         """
         from optimc.passes.quantize_int8 import QuantizeInt8
 
-        for site in sites:
-            site.node.name = site.node.name or str(site.node.outputs[0].name)
-        kept = [*self.keep_float, *(glob.escape(str(site.node.name)) for site in sites)]
-        quiet = dataclasses.replace(context, log=_Sharing(context.log))
+        quiet = _Sharing(log)
         try:
-            return QuantizeInt8(keep_float=kept).run(model, quiet)
+            pass_ = QuantizeInt8(keep_float=self.keep_float)
+            return pass_.quantized(model, context, quiet, kept, estimator)
         except PreconditionError:
-            if not sites:
+            if alone:
                 raise
-            return PassResult(model, False, {}, (), quiet.log.refusals)
+            return PassResult(model, False, {}, (), quiet.refusals)
 
-    def _dynamic(
-        self, model: OnnxModel, context: PassContext, spec: QuantizationSpec
-    ) -> list[Site]:
+    def _by_range(self, model: OnnxModel, context: PassContext) -> list[str]:
         """The products whose input a calibrated range does not suit, in the graph's order."""
         from optimc.calibration.affine import IntegerType
         from optimc.calibration.ranges import MeanSquaredError
         from optimc.passes._activation_noise import activation_sqnr
         from optimc.passes._dynamic_place import judge
+        from optimc.passes._quantize_checks import placement
         from optimc.passes.quantize_int8 import matches
 
+        spec = placement(self, context)
         if spec.dynamic is None:
             return []
         found = [site for node in model.ir.graph if (site := judge(node, spec)) is not None]
@@ -138,7 +180,7 @@ class QuantizeMixed(Pass):
                 continue
             affine = kind.parameters(estimator.estimate(seen[name], kind))
             if activation_sqnr(seen[name], affine) < self.least_sqnr:
-                kept.append(site)
+                kept.append(_name(site.node))
         return kept
 
 
@@ -160,11 +202,6 @@ def _input(site: Site) -> ir.Value:
     return value
 
 
-def _spec(context: PassContext) -> QuantizationSpec:
-    spec = context.spec.quantization
-    if spec is None:
-        raise PreconditionError(
-            f"the target `{context.spec.runtime}` runs no INT8",
-            fix=f"take {NAME} out of the variants of this target",
-        )
-    return spec
+def _name(node: ir.Node) -> str:
+    """What a layer is known by; see `_quantize_units.layer_name`."""
+    return str(node.outputs[0].name)

@@ -15,27 +15,26 @@ those first that move the outputs most.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from optimc.core.errors import PreconditionError
+from optimc.core.errors import PreconditionError, missing_extra
 from optimc.core.model import Level, Model
-from optimc.core.passes import Budget, Effect, Input, Pass, PassContext, PassResult, lossy
-from optimc.core.units import Seconds
+from optimc.core.passes import Budget, Effect, Input, PassContext, PassResult, lossy
+from optimc.passes._budgeted import Budgeted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from optimc.core.model import OnnxModel
-    from optimc.core.targets import QuantizationSpec
+    from optimc.core.targets import TargetSpec
     from optimc.passes._nncf_work import Delegate, Found
 
 NAME = "quantize_nncf"
-DEFAULT_SECONDS = 300.0
 
 
-class QuantizeNncf(Pass):
+class QuantizeNncf(Budgeted):
     """Quantizes to INT8 as NNCF does it, for targets that NNCF places for (OpenVINO).
 
     In place of `quantize_int8`, to see which of the two is better there. Needs the extra
@@ -75,12 +74,6 @@ class QuantizeNncf(Pass):
     keep_float: list[str] = Field(default=[])
     """Operators that stay in float: patterns (`*`, `?`, `[...]`) of node names, of source names of
     their outputs, or operator types such as `Gemm`."""
-    max_drop: Annotated[float, Field(ge=0.0)] | None = None
-    """How much worse than the source the recipe's first metric may get on `data.tuning`, in its own
-    unit: operators stay in float until it is met."""
-    at_most: Seconds | None = None
-    """With `max_drop`: the time after which no further trial is begun, such as `5 min`, which is
-    the default."""
 
     level: ClassVar[Level] = Level.ONNX
     reads: ClassVar[frozenset[Input]] = frozenset({Input.SPEC, Input.CALIBRATION})
@@ -88,12 +81,6 @@ class QuantizeNncf(Pass):
     quantizes: ClassVar[bool] = True
     required_by_default: ClassVar[bool] = True
     tools: ClassVar[tuple[str, ...]] = ("nncf", "numpy", "onnx", "onnx-ir", "onnxruntime")
-
-    @model_validator(mode="after")
-    def _check_budget(self) -> Self:
-        if self.at_most is not None and self.max_drop is None:
-            raise ValueError("at_most limits the search of max_drop\nadd max_drop, or leave it out")
-        return self
 
     @property
     def needs(self) -> frozenset[Input]:
@@ -105,18 +92,29 @@ class QuantizeNncf(Pass):
         """LOSSY with the default bound."""
         return lossy(20.0)
 
+    def check_target(self, spec: TargetSpec) -> None:
+        """Raises PreconditionError for a target that NNCF does not place for."""
+        if spec.quantization is None or spec.quantization.nncf_device is None:
+            raise PreconditionError(
+                f"NNCF does not place for the target `{spec.runtime}`",
+                fix="take quantize_int8 in the variants of this target",
+            )
+
+    def check_extras(self) -> None:
+        """Raises UnavailableError without NNCF."""
+        from importlib.util import find_spec
+
+        if find_spec("nncf") is None:
+            raise missing_extra("openvino", f"the pass {NAME}")
+
     def check(self, model: Model, context: PassContext) -> None:
         """Raises PreconditionError for a target that NNCF does not place for and for a model that
         is quantized or has too old an opset; UnavailableError without the extra."""
-        from importlib.util import find_spec
-
-        from optimc.core.errors import missing_extra
         from optimc.passes._quantize_checks import check_quantizable
 
-        spec, graph = _spec(context), _ir(model)
-        if find_spec("nncf") is None:
-            raise missing_extra("openvino", f"the pass {NAME}")
-        check_quantizable(graph, spec, self.keep_float, NAME)
+        self.check_target(context.spec)
+        self.check_extras()
+        check_quantizable(_ir(model), self.keep_float, NAME)
 
     def run(self, model: OnnxModel, context: PassContext) -> PassResult:
         """See the class. Raises PreconditionError where NNCF quantizes nothing."""
@@ -129,8 +127,7 @@ class QuantizeNncf(Pass):
                 return self._quantized(nncf, model, context, ignored, ())
             found = None
             if context.choice is None:
-                seconds = self.at_most or DEFAULT_SECONDS
-                found = nncf.search(ignored, self.max_drop, seconds)
+                found = nncf.search(ignored, self.max_drop, self.seconds)
             kept = found.best.kept if found is not None else tuple(context.choice["float"])
             result = self._quantized(nncf, model, context, ignored, kept)
             return self._judged(result, context, kept, found)
@@ -138,8 +135,9 @@ class QuantizeNncf(Pass):
     def _told(self, model: OnnxModel, context: PassContext) -> dict[str, Any]:
         """What NNCF is told, as plain data."""
         from optimc.passes._nncf_work import attends
+        from optimc.passes._quantize_checks import placement
 
-        spec = _spec(context)
+        spec = placement(self, context)
         transformer = self.transformer
         return {
             "preset": self.preset,
@@ -241,16 +239,6 @@ def _nothing() -> PreconditionError:
         "NNCF quantizes nothing in this model",
         fix=f"take {NAME} out of this variant, keep less in float, or take quantize_int8",
     )
-
-
-def _spec(context: PassContext) -> QuantizationSpec:
-    spec = context.spec.quantization
-    if spec is None or spec.nncf_device is None:
-        raise PreconditionError(
-            f"NNCF does not place for the target `{context.spec.runtime}`",
-            fix="take quantize_int8 in the variants of this target",
-        )
-    return spec
 
 
 def _ir(model: Any) -> Any:

@@ -10,13 +10,14 @@ where they have a kernel for both.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from optimc.core.errors import PreconditionError
 from optimc.core.model import Level, Model
 from optimc.core.passes import Effect, Pass, PassContext, PassResult, lossy
+from optimc.passes._block_size import BlockSize
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -48,7 +49,7 @@ class QuantizeWeights(Pass):
 
     bits: Literal[4, 8] = 4
     """Bits of a weight."""
-    block: Annotated[int, Field(ge=16, le=256)] = 32
+    block: BlockSize = 32
     """How many inputs share a scale, which takes 32 bits: a power of two."""
     keep_float: list[str] = Field(default=[])
     """Operators that stay as they are: patterns (`*`, `?`, `[...]`) of node names, of source names
@@ -65,7 +66,7 @@ class QuantizeWeights(Pass):
         return lossy(10.0 if self.bits == 4 else 20.0)
 
     def check(self, model: Model, context: PassContext) -> None:
-        """Raises PreconditionError for quantized models, bad blocks, patterns without effect."""
+        """Raises PreconditionError for quantized models and patterns without effect."""
         from optimc.core.analyses import QuantizationNodes
         from optimc.passes._patterns import check_nodes
 
@@ -75,11 +76,6 @@ class QuantizeWeights(Pass):
             raise PreconditionError(
                 f"the model is quantized already: {len(quantized)} nodes such as `{quantized[0]}`",
                 fix=f"start from the float model, or take {NAME} out of this variant",
-            )
-        if self.block & (self.block - 1):
-            raise PreconditionError(
-                f"block: {self.block} is no power of two, which kernels need",
-                fix="take 16, 32, 64, 128 or 256",
             )
         check_nodes("keep_float", self.keep_float, graph.ir.graph)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from optimc.core.errors import missing_extra
 from optimc.core.model import Level, OnnxModel
 from optimc.core.passes import Effect, Pass, PassContext, PassResult, tolerance
 
@@ -51,8 +52,16 @@ class Simplify(Pass):
         """Folding and fusing round differently."""
         return tolerance()
 
+    def check_extras(self) -> None:
+        """Raises UnavailableError where onnxsim is asked for and not installed."""
+        from importlib.util import find_spec
+
+        if self.engine == "onnxsim" and find_spec("onnxsim") is None:
+            raise missing_extra("onnxsim", "the engine onnxsim of the pass simplify")
+
     def run(self, model: OnnxModel, context: PassContext) -> PassResult:
         """See the class. Raises UnavailableError where onnxsim is asked for and not installed."""
+        self.check_extras()
         before = model.digest
         with _quiet("onnxscript", "onnx_ir"):
             if self.engine == "onnxsim":

@@ -147,20 +147,24 @@ class Train(Pass):
         schedule = Schedule(self.schedule, self.milestones, self.factor, self.warm_up)
         return self.learning_rate * schedule.share(step, steps, epoch_steps)
 
+    def check_extras(self) -> None:
+        """Raises UnavailableError where transformers is not installed and the teacher needs it."""
+        from importlib.util import find_spec
+
+        teacher: Any = self.distill.teacher if self.distill is not None else None
+        if getattr(teacher, "hf", None) and find_spec("transformers") is None:
+            raise missing_extra("hf", "a teacher from a folder of transformers")
+
     def check(self, model: Model, context: PassContext) -> None:
         """Raises PreconditionError for files that are not there, and patience without tuning;
         UnavailableError where transformers is not installed and the teacher needs it."""
-        from importlib.util import find_spec
-
+        self.check_extras()
         for file in self._teacher_files(context.folder):
             if not file.is_file():
                 raise PreconditionError(
                     f"train: the teacher's file {file} is not there",
                     fix="correct the path (it is relative to the recipe)",
                 )
-        teacher: Any = self.distill.teacher if self.distill is not None else None
-        if getattr(teacher, "hf", None) and find_spec("transformers") is None:
-            raise missing_extra("hf", "a teacher from a folder of transformers")
         if self.patience is not None and not context.has(Input.TUNING):
             raise PreconditionError(
                 "train: `patience` needs a tuning split to judge epochs by",

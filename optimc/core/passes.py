@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 
 from optimc.core.analyses import Analyses, Analysis
 from optimc.core.descriptions import wanted
-from optimc.core.errors import CellError
+from optimc.core.errors import CellError, PreconditionError
 from optimc.core.model import Level, Model, OnnxModel
 from optimc.core.worker import Limits
 
@@ -543,6 +543,25 @@ class Pass(BaseModel, ABC):
     def levels(cls) -> frozenset[Level]:
         """All levels that the pass works on."""
         return cls.also | {cls.level}
+
+    def check_target(self, spec: TargetSpec) -> None:
+        """Raises PreconditionError where the pass has nothing to do for a target, with the way out.
+
+        Asked of each cell before any work, by `optimc check` too, also of passes that do not read
+        the spec. Cheap: imports nothing heavy.
+        """
+        if Input.CALIBRATION in self.needs and spec.quantization is None:
+            name = self.pass_name()
+            raise PreconditionError(
+                f"the target `{spec.runtime}` runs no INT8: {name} has nothing to place",
+                fix=f"take {name} out of the variants of this target",
+            )
+
+    def check_extras(self) -> None:
+        """Raises UnavailableError where the options ask for an extra that is not installed.
+
+        Asked as `check_target` is, and as cheap.
+        """
 
     def check(self, model: Model, context: PassContext) -> None:
         """Raises PreconditionError where the pass cannot run on `model`, with the way out."""

@@ -372,6 +372,9 @@ class Target(BaseModel, ABC):
     """Whether builds measure kernels and a later build may use what an earlier one measured."""
     logs_builds: ClassVar[bool] = False
     """Whether the notes in an engine's manifest are what the runtime warned of while it built."""
+    inexact_options: ClassVar[frozenset[str]] = frozenset()
+    """Options whose values change the numbers: where they are open, what is tried for them has to
+    prove itself first, and to hold the recipe's limit of its first metric on the tuning split."""
     times_on_device: ClassVar[bool] = False
     """Whether what a session binds has `times`, by the device's own clock, and the session
     `clocks_mhz`."""
@@ -398,6 +401,10 @@ class Target(BaseModel, ABC):
         taken so far, so that what costs more stands behind. Options are tried in their order, each
         with what was chosen for those before. Cheap: imports nothing heavy.
         """
+        return {}
+
+    def not_tried(self) -> Mapping[str, str]:
+        """By open option: what this machine rules out of its values, in words for the report."""
         return {}
 
     def settled(self, values: Mapping[str, OptionValue] | None = None) -> Self:

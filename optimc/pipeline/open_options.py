@@ -8,9 +8,9 @@ written to the lock, and `--locked` replays it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from optimc.core.errors import CellError, InputError, OptimcError
 from optimc.pipeline.lock import lock_path
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from optimc.pipeline.build import Build
     from optimc.pipeline.oracle import Oracle
 
+Proved: TypeAlias = "Callable[[Target], str]"
+"""Tells why the cell's engine for a target must not be taken; empty where it may."""
+
 MOST_SECONDS = 5.0
 """For one option of one cell; see `optimc.pipeline.trials` for what is not decided by then."""
 
@@ -37,13 +40,19 @@ def choose_options(
         asked = build.recipe.targets[result.cell.target_name]
         if not asked.open_options():
             continue
-        chosen = _chosen(build, result, asked, models[result.cell.name])
+        model = models[result.cell.name]
+
+        def proved(target: Target, result: CellResult = result, model: OnnxModel = model) -> str:
+            trial = replace(result, cell=replace(result.cell, target=target))
+            return why_not_taken(build, trial, model, oracle, skip_reason)
+
+        chosen = _chosen(build, result, asked, model, proved)
         if chosen and _settled(build, result, asked, chosen, models, oracle, skip_reason):
             result.options = chosen
 
 
 def _chosen(
-    build: Build, result: CellResult, asked: Target, model: OnnxModel
+    build: Build, result: CellResult, asked: Target, model: OnnxModel, proved: Proved
 ) -> dict[str, ChosenOption]:
     """The values by the lock or by measuring; none where there is neither."""
     usual = ", ".join(f"{name}: {tried[0]}" for name, tried in asked.open_options().items())
@@ -56,7 +65,43 @@ def _chosen(
         note = f"{result.cell.target_name}: {usual}: nothing else was tried, as measuring is off"
         build.notes.append(note)
         return {}
-    return _measured(build, result, asked, model)
+    return _measured(build, result, asked, model, proved)
+
+
+def why_not_taken(
+    build: Build, trial: CellResult, model: OnnxModel, oracle: Oracle, skip_reason: str | None
+) -> str:
+    """Why an engine that computes other numbers must not be taken; empty where it may.
+
+    It has to prove itself as every engine does. Where the recipe limits its first metric and has a
+    tuning split, the metric has to hold there: the evaluation split is for the gate alone.
+    """
+    from optimc.pipeline.tuning import can_tune
+
+    try:
+        engine, proof = build.proved(trial, model, model, oracle, skip_reason)
+        if proof.finding.broke:
+            return proof.finding.reason or "it did not prove itself"
+        limit = _limit(build, trial)
+        if limit is None or not can_tune(build.recipe):
+            return ""
+        drop = build.tuning.drop_of_engine(engine)
+    except OptimcError as error:
+        return error.what
+    finally:
+        if "tuning" in build.__dict__:
+            build.tuning.close()
+    if drop.point <= limit:
+        return ""
+    return f"{build.tuning.metric} drops by {drop.point:.4g} on the tuning data, limit {limit:g}"
+
+
+def _limit(build: Build, trial: CellResult) -> float | None:
+    """How far the first metric may drop, by the gate and by passes; None where nothing says it."""
+    limits = [outcome.budget.limit for outcome in trial.outcomes if outcome.budget is not None]
+    drops = build.recipe.gate.drop if build.recipe.gate is not None else {}
+    limits += [drops[name] for name in list(build.recipe.metrics)[:1] if name in drops]
+    return min(limits, default=None)
 
 
 def _locked(build: Build, result: CellResult, asked: Target) -> dict[str, ChosenOption]:
@@ -79,7 +124,7 @@ def _locked(build: Build, result: CellResult, asked: Target) -> dict[str, Chosen
 
 
 def _measured(
-    build: Build, result: CellResult, asked: Target, model: OnnxModel
+    build: Build, result: CellResult, asked: Target, model: OnnxModel, proved: Proved
 ) -> dict[str, ChosenOption]:
     """One option after the other, each with what was chosen for those before."""
     found: dict[str, ChosenOption] = {}
@@ -88,7 +133,14 @@ def _measured(
         targets = {value: asked.settled({**before, option: value}) for value in tried}
         build.observer.on_stage(f"trying {option} for {result.cell.name}")
         engines = _engines(build, result.cell.name, option, targets, model)
-        found[option] = _tried(build, result.cell.name, option, engines)
+        for value in [v for v in engines if v != tried[0] and option in asked.inexact_options]:
+            why = proved(targets[value])
+            if why:
+                del engines[value]
+                note = f"{option}: {value} was not tried: {why}"
+                build.notes.append(f"{result.cell.name}: {note}")
+        nothing = asked.not_tried().get(option, "there is nothing else to try here")
+        found[option] = _tried(build, result.cell.name, option, engines, nothing)
     return found
 
 
@@ -113,9 +165,9 @@ def _engines(
 
 
 def _tried(
-    build: Build, name: str, option: str, engines: Mapping[OptionValue, Engine]
+    build: Build, name: str, option: str, engines: Mapping[OptionValue, Engine], nothing: str
 ) -> ChosenOption:
-    """The value that is taken, and why, which the notes say too."""
+    """The value that is taken, and why, which the notes say too; `nothing` where there is one."""
     by_name = {str(value): value for value in engines}
     first, *others = by_name
     trial = Trial(first, {})
@@ -127,7 +179,7 @@ def _tried(
             # One of them breaks when it is timed. What breaks in the usual one shows again later.
             trial = Trial(first, dict.fromkeys(others, f"not known: {error.what}"))
     listed = "; ".join(f"{one} is {trial.told_against(one, first)}" for one in others)
-    why = listed or "there is nothing else to try here"
+    why = listed or nothing
     build.notes.append(f"{name}: {option}: {trial.taken}: {why}")
     build.observer.on_detail(f"{name:<28} {option}: {trial.taken}")
     return ChosenOption(value=by_name[trial.taken], why=why)

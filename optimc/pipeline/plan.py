@@ -13,7 +13,13 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from optimc.core.digest import digest_of
-from optimc.core.errors import InputError, OptimcError, UnavailableError, unknown_name
+from optimc.core.errors import (
+    CellError,
+    InputError,
+    PreconditionError,
+    UnavailableError,
+    unknown_name,
+)
 from optimc.core.model import Level
 from optimc.core.passes import Input, Pass
 from optimc.core.targets import Target, TargetSpec
@@ -70,7 +76,7 @@ class Plan:
 
     root: Step
     cells: tuple[Cell, ...]
-    unavailable: Mapping[str, OptimcError]
+    unavailable: Mapping[str, CellError]
     """By cell name: why it cannot be built here; in the tree are those that leave a kit."""
 
     def explain(self) -> str:
@@ -98,7 +104,7 @@ def make_plan(recipe: Recipe, *, variant: str | None = None, target: str | None 
     """
     root = Step("source")
     cells: list[Cell] = []
-    unavailable: dict[str, OptimcError] = {}
+    unavailable: dict[str, CellError] = {}
     _check_selection("variant", variant, recipe.variants)
     _check_selection("target", target, recipe.targets)
     for name, one in recipe.variants.items():
@@ -116,7 +122,7 @@ def make_plan(recipe: Recipe, *, variant: str | None = None, target: str | None 
         passes = recipe.variants[variant_name].passes
         cell = Cell(variant_name, target_name, recipe.targets[target_name].settled())
         cells.append(cell)
-        missing, unfit = _availability(cell), _quantizable(cell, passes)
+        missing, unfit = _availability(cell), _unfit(cell, passes)
         error = missing or unfit
         if error is not None:
             unavailable[cell.name] = error
@@ -176,14 +182,20 @@ def _availability(cell: Cell) -> UnavailableError | None:
     return UnavailableError(missing.reason, where=cell.name, fix=missing.remedy)
 
 
-def _quantizable(cell: Cell, passes: Sequence[PassEntry]) -> UnavailableError | None:
-    needs = [e.pass_.pass_name() for e in passes if Input.CALIBRATION in e.pass_.needs]
-    if needs and cell.target.spec().quantization is None:
-        return UnavailableError(
-            f"{cell.target.runtime} runs no INT8: {needs[0]} has nothing to place",
-            where=cell.name,
-            fix=f"leave `{cell.target_name}` out of `{cell.variant}`'s targets",
-        )
+def _unfit(cell: Cell, passes: Sequence[PassEntry]) -> CellError | None:
+    """What the first pass says that can do nothing for the cell's target, or not run here."""
+    spec = cell.target.spec()
+    for entry in passes:
+        try:
+            entry.pass_.check_target(spec)
+        except PreconditionError as error:
+            away = f"leave `{cell.target_name}` out of `{cell.variant}`'s targets"
+            fix = f"{error.fix}, or {away}" if error.fix else away
+            return PreconditionError(error.what, where=cell.name, fix=fix)
+        try:
+            entry.pass_.check_extras()
+        except UnavailableError as error:
+            return UnavailableError(error.what, where=cell.name, fix=error.fix)
     return None
 
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from optimc.calibration.dataset import Dataset
+    from optimc.core.targets import Engine
     from optimc.measure.latency import Timings
     from optimc.measure.metric import Metric, Records
     from optimc.pipeline.build import Build
@@ -146,6 +147,18 @@ class TuningMetric:
         dataset = self._evaluator.dataset
         worker = _Runs(self._started(), self._source[1]) if self._metric.needs_source else None
         records = self._evaluator.records("tuning", dataset, found, worker, [self.metric])
+        return self._compared(records[self.metric])
+
+    def drop_of_engine(self, engine: Engine) -> Drop:
+        """The drop from the source to an engine, which takes what the passes' models take."""
+        from optimc.targets.client import EngineWorker
+
+        source = _Runs(self._started(), self._source[1]) if self._metric.needs_source else None
+        with EngineWorker(engine, name="a trial's engine", limits=self._limits) as worker:
+            worker.reopen()
+            records = self._evaluator.records(
+                "tuning", self._evaluator.raw, worker, source, [self.metric]
+            )
         return self._compared(records[self.metric])
 
     def _compared(self, records: Records) -> Drop:
@@ -319,7 +332,7 @@ class TimedDevice:
             assert isinstance(model, OnnxModel)
             engines[key] = build.engines.build(name, self._cell.target, model)
         feeds = benchmark_cases(build)[0].feeds
-        seconds = min(build.recipe.benchmark.at_most, TIMED_SECONDS)
+        seconds = min(build.recipe.benchmark.at_most * len(engines), TIMED_SECONDS)
         build.torch.close()  # nothing of ours may run beside it
         lock = build.cache.folder / "measuring.lock"
         with exclusive(lock, build.observer.on_share), ExitStack() as stack:

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 NAME = "OpenVINO"
 MODEL = "model.xml"
+BF16 = frozenset({"amx_bf16", "avx512_bf16"})
+"""CPU features with which OpenVINO names BF16 among its capabilities; without, it emulates it."""
 
 _WIDE = frozenset({"int64", "uint64", "float64"})
 _LOAD = """\
@@ -69,11 +71,16 @@ class OpenVino(Target):
     """Threads of one inference; 0 takes all physical cores. `auto` tries 1, half of the physical
     cores and all of them in each cell, and takes more only where that is faster on this machine
     (1 under `--no-measure`)."""
-    precision: Literal["f32", "bf16", "f16"] = "f32"
-    """What float layers compute in. bf16 and f16 are refused where the CPU does not take them."""
+    precision: Literal["f32", "bf16", "f16", "auto"] = "f32"
+    """What float layers compute in. bf16 and f16 are refused where the CPU does not take them.
+    `auto` tries bf16 beside f32 in each cell where the CPU has instructions for it, and takes it
+    where it is faster on this machine, proves itself, and the first metric drops on `data.tuning`
+    by no more than the gate or a pass's `max_drop` allows (f32 under `--no-measure`)."""
 
     tools: ClassVar[tuple[str, ...]] = ("openvino",)
     extra: ClassVar[str | None] = "openvino"
+    logs_builds: ClassVar[bool] = True
+    inexact_options: ClassVar[frozenset[str]] = frozenset({"precision"})
 
     @classmethod
     def unavailable(cls) -> Unavailability | None:
@@ -105,7 +112,15 @@ class OpenVino(Target):
         )
 
     def open_options(self) -> Mapping[str, tuple[OptionValue, ...]]:
-        return {"threads": thread_counts()} if self.threads == "auto" else {}
+        found: dict[str, tuple[OptionValue, ...]] = {}
+        if self.precision == "auto":
+            found["precision"] = ("f32", "bf16") if BF16 & cpu_features() else ("f32",)
+        if self.threads == "auto":
+            found["threads"] = thread_counts()
+        return found
+
+    def not_tried(self) -> Mapping[str, str]:
+        return {} if BF16 & cpu_features() else {"precision": "this CPU has no bf16 instructions"}
 
     def build(self, model: Model, folder: Path, context: BuildContext) -> Engine:
         assert isinstance(model, OnnxModel)

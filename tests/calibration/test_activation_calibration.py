@@ -10,6 +10,7 @@ import pytest
 
 from optimc.calibration.arrays import ArrayDataset, ArrayOptions, StoredArray
 from optimc.calibration.observe import ActivationCalibration
+from optimc.calibration.observe_service import ObserverService
 from optimc.calibration.random_data import RandomDataset
 from optimc.core.errors import CellError, InputError
 from optimc.core.model import OnnxModel
@@ -69,6 +70,24 @@ def test_chunks_and_their_size_change_nothing(tmp_path: Path) -> None:
         assert seen.limit == one_by_one[name].limit
         # One sample a run may take another kernel than 32: the last bit of a value may move.
         assert np.abs(seen.histogram - one_by_one[name].histogram).sum() <= seen.count * 0.01
+
+
+def test_values_without_a_known_shape_are_of_the_size_of_others(tmp_path: Path) -> None:
+    """Alone they are no reason for a chunk each: they may be as large as the graph's largest."""
+    b = GraphBuilder()
+    x = b.input("x", ["batch", 8])
+    size = b.node("Add", b.node("NonZero", x), b.constant(1, dtype="int64"))
+    h = [b.node("Expand", b.node("Tanh", x), b.node("Gather", size, b.constant(i))) for i in (0, 1)]
+    b.node("Add", h[0], h[1], to="y")
+    b.output("y", ["batch", 8])
+    model = b.model()
+    model.write_onnx(tmp_path / "model.onnx")
+    service = ObserverService(str(tmp_path / "model.onnx"), chunk_bytes=1 << 20)
+    names = [str(n.outputs[0].name) for n in model.ir.graph if n.op_type == "Expand"]
+    feed = {"x": np.zeros((4, 8), np.float32)}
+    assert {name: service._sizes(feed)[name] for name in names} == dict.fromkeys(names)
+    told, _ = service.plan(feed, names)
+    assert told == {"chunks": [names], "samples": 32}
 
 
 def test_one_sweep_serves_all_targets_and_variants(tmp_path: Path) -> None:

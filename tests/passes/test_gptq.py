@@ -278,6 +278,7 @@ def test_the_extra_is_named_where_it_is_missing(
     ("options", "told"),
     [
         ({"block": 8}, "greater than or equal to 16"),
+        ({"block": 48}, "48 is no power of two"),
         ({"samples": 0}, "greater than or equal to 1"),
         ({"bits": 3}, "Extra inputs are not permitted"),
     ],
@@ -285,11 +286,6 @@ def test_the_extra_is_named_where_it_is_missing(
 def test_bad_options_are_told(options: dict[str, Any], told: str) -> None:
     with pytest.raises(ValidationError, match=told):
         Gptq(**options)
-
-
-def test_a_block_that_no_kernel_takes_is_an_error(trial: Callable[..., TorchTrial]) -> None:
-    with pytest.raises(PreconditionError, match="48 is no power of two"):
-        run(trial(), Gptq(block=48))
 
 
 @needs_inc

@@ -379,7 +379,7 @@ def test_fold_limit_counts_only_growth() -> None:
 
 
 def test_missing_onnxsim_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_simplify_onnxsim, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UnavailableError, match="needs the extra `onnxsim`") as caught:
         run_pass(Simplify(engine="onnxsim"), small_models()["convolutions"])
     assert caught.value.fix == "pip install 'optimc[onnxsim]'"
