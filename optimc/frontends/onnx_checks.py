@@ -35,6 +35,32 @@ def check_interface(proto: onnx.ModelProto, path: Path) -> None:
                 _check_value(side, value, path)
 
 
+def check_types(proto: onnx.ModelProto, path: Path) -> None:
+    """Every element type that a value of the graph or a subgraph names is one of ONNX's."""
+    known = set(TensorProto.DataType.values())
+    for graph in all_protos(proto.graph):
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            for element in _element_types(value.type):
+                if element not in known:
+                    raise InputError(
+                        f"value `{value.name}` has the element type {element}, which the "
+                        "installed onnx does not know",
+                        where=str(path),
+                        fix="export it again, with the element types of this release of onnx",
+                    )
+
+
+def _element_types(kind: onnx.TypeProto) -> Iterator[int]:
+    """The numbers of all element types that a value's type names, also within sequences."""
+    field = kind.WhichOneof("value")
+    if field in ("tensor_type", "sparse_tensor_type"):
+        yield getattr(kind, field).elem_type
+    elif field in ("sequence_type", "optional_type"):
+        yield from _element_types(getattr(kind, field).elem_type)
+    elif field == "map_type":
+        yield from _element_types(kind.map_type.value_type)
+
+
 def _check_value(side: str, value: onnx.ValueInfoProto, path: Path) -> None:
     place = f"{side} `{value.name}`"
     kind = value.type.WhichOneof("value")

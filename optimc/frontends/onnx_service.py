@@ -49,12 +49,14 @@ class OnnxService:
             check_interface,
             check_names,
             check_operators,
+            check_types,
         )
         from optimc.frontends.onnx_files import check_tensors, parse
 
         file = Path(path)
         proto = parse(file)
         check_interface(proto, file)
+        check_types(proto, file)
         size = check_tensors(proto, file)
         check_names(proto, file)
         check_functions(proto, file)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import sys
 import tempfile
 import time
@@ -44,6 +45,11 @@ Main = Callable[[list[str]], int]
 Kind = Callable[[Workshop, random.Random], str | None]
 
 
+def _one_message(text: str) -> bool:
+    """Whether stderr holds one error, ours or typer's."""
+    return len(re.findall(r"^error: ", text, re.MULTILINE)) == 1 or "Error" in text
+
+
 def fuzz_input(
     seed: int, recipes: Path, main: Main, kinds: Mapping[str, Kind] | None = None
 ) -> Outcome:
@@ -67,7 +73,7 @@ def fuzz_input(
     if done is None or done.traceback or done.code not in (0, 2, 3, 4, 5):
         text = "killed by an exception" if done is None else done.err[-600:]
         outcome.finds.append(f"{kind} `{command}`: {text}")
-    elif done.code == 2 and done.err.count("error: ") != 1 and "Error" not in done.err:
+    elif done.code == 2 and not _one_message(done.err):
         outcome.finds.append(f"{kind} `{command}`: not one message: {done.err[-600:]}")
     if done is not None and any(c in done.err for c in ("\x1b[31m", "\x07")):
         outcome.finds.append(f"{kind}: control characters reach the terminal")

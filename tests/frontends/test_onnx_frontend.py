@@ -259,6 +259,17 @@ def test_versions_of_domains_that_cannot_be_are_refused(version: int, tmp_path: 
     assert "opset_import" in error.fix
 
 
+@pytest.mark.parametrize("kind", ["tensor_type", "sequence_type"])
+def test_element_types_that_onnx_does_not_know_are_refused(kind: str, tmp_path: Path) -> None:
+    nodes = (helper.make_node("Relu", ["x"], ["h"]), helper.make_node("Neg", ["h"], ["y"]))
+    proto = relu(*nodes)
+    value = proto.graph.value_info.add(name="h")
+    tensor = value.type if kind == "tensor_type" else value.type.sequence_type.elem_type
+    tensor.tensor_type.elem_type = 39
+    error = refusal(saved(proto, tmp_path), tmp_path)
+    assert "value `h` has the element type 39" in str(error)
+
+
 def test_wrong_inner_shapes_are_forgotten(tmp_path: Path) -> None:
     nodes = (helper.make_node("Relu", ["x"], ["h"]), helper.make_node("Neg", ["h"], ["y"]))
     proto = relu(*nodes)
