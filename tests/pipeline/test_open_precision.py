@@ -136,7 +136,7 @@ def test_bf16_that_is_faster_is_proved_delivered_locked_and_replayed(
     assert "options" not in choices
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bf16_is_measured_by_real_engines(recipe: Path) -> None:
     """Which of the two is faster is the machine's to say; both are timed, and one is delivered."""
     report, choices, precision = built(recipe)
@@ -146,7 +146,7 @@ def test_bf16_is_measured_by_real_engines(recipe: Path) -> None:
     assert note.endswith(" times as fast as f32")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bf16_that_is_not_accurate_enough_is_not_tried(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
