@@ -12,7 +12,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeAlias
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Literal,
+    Protocol,
+    Self,
+    TypeAlias,
+    runtime_checkable,
+)
 
 from pydantic import BaseModel, ConfigDict, field_serializer
 
@@ -152,6 +161,14 @@ class Bound(Protocol):
 
     def outputs(self) -> Arrays:
         """The outputs of the last run, by name, as numpy arrays on the host."""
+
+
+@runtime_checkable
+class ClockedBound(Bound, Protocol):
+    """One whose runtime keeps a clock around its own call: what Python adds is not in it."""
+
+    def run_ns(self) -> int:
+        """One inference, as `run`; the nanoseconds it took by the runtime's clock."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from optimc.core.errors import CellError, InputError
 from optimc.core.memory import give_back, memory_use
 from optimc.core.model import load_model
 from optimc.core.registry import target_class
-from optimc.core.targets import BuildContext, DimSizes, Engine
+from optimc.core.targets import BuildContext, ClockedBound, DimSizes, Engine
 from optimc.targets.layers import summary
 
 if TYPE_CHECKING:
@@ -201,15 +201,13 @@ class EngineService:
 
         if self._bound is None:
             raise ValueError("nothing is bound")
-        run, clock = self._bound.run, time.perf_counter_ns
+        run_ns = _stopwatch(self._bound)
         samples = [0] * runs
         collecting = gc.isenabled()
         gc.disable()
         try:
             for index in range(runs):
-                start = clock()
-                run()
-                samples[index] = clock() - start
+                samples[index] = run_ns()
         finally:
             if collecting:
                 gc.enable()
@@ -258,6 +256,20 @@ def _run(session: Session, arrays: Arrays) -> Answer:
     bound = session.bind(arrays)
     bound.run()
     return None, dict(bound.outputs())
+
+
+def _stopwatch(bound: Bound) -> Callable[[], int]:
+    """What runs `bound` once and gives the nanoseconds that took."""
+    if isinstance(bound, ClockedBound):
+        return bound.run_ns
+    run, clock = bound.run, time.perf_counter_ns
+
+    def run_ns() -> int:
+        start = clock()
+        run()
+        return clock() - start
+
+    return run_ns
 
 
 def run_streams(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from optimc.core.errors import CellError
 from optimc.core.model import OnnxModel
-from optimc.core.targets import BuildContext, Engine
+from optimc.core.targets import BuildContext, ClockedBound, Engine
 from optimc.targets.layers import summary
 from optimc.targets.openvino import OpenVino
 from optimc.targets.openvino_ir import number_names
@@ -133,6 +134,23 @@ def test_failed_run_is_told_and_the_session_is_done(tmp_path: Path) -> None:
         fresh = session.bind({"x": good})
         fresh.run()
         np.testing.assert_array_equal(fresh.outputs()["y"], np.ones((2, 3)))
+
+
+def test_later_runs_give_what_the_first_gave_and_the_runtime_times_them(tmp_path: Path) -> None:
+    engine = build(OpenVino(), convolutions(), tmp_path)
+    feeds = {"image": np.random.default_rng(0).normal(size=(3, 3, 8, 8)).astype(np.float32)}
+    with OpenVino.open(engine) as session:
+        bound = session.bind(feeds)
+        assert isinstance(bound, ClockedBound)
+        seen = []
+        for _ in range(3):
+            start = time.perf_counter_ns()
+            ns = bound.run_ns()
+            assert 0 < ns <= time.perf_counter_ns() - start
+            seen.append(bound.outputs())
+    for name in seen[0]:
+        for later in seen[1:]:
+            np.testing.assert_array_equal(later[name], seen[0][name])
 
 
 def test_notes_tell_that_wide_types_are_narrowed(tmp_path: Path) -> None:
