@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -42,6 +43,7 @@ from optimc.pipeline.regression.remeasure import (
     speed_verdict,
     time_side_by_side,
 )
+from optimc.pipeline.turns import time_in_turns
 from optimc.targets.client import EngineWorker
 from optimc.testing.gate_builds import build_folder
 from optimc.testing.simulated import Clock, Engine, bimodal, drifting, skewed
@@ -227,45 +229,55 @@ session = ort.InferenceSession(sys.argv[1], options, providers=["CPUExecutionPro
 feeds = {i.name: np.random.default_rng(0).standard_normal(
     [d if isinstance(d, int) else 1 for d in i.shape]).astype(np.float32)
     for i in session.get_inputs()}
+bound = session.io_binding()  # benchmark_app has its tensors in place, too
+for name, array in feeds.items(): bound.bind_cpu_input(name, array)
+for output in session.get_outputs(): bound.bind_output(output.name)
 end, times = time.perf_counter() + float(sys.argv[2]), []
-for _ in range(20): session.run(None, feeds)
+for _ in range(50): session.run_with_iobinding(bound)
 while time.perf_counter() < end:
-    start = time.perf_counter(); session.run(None, feeds); times.append(time.perf_counter() - start)
+    start = time.perf_counter()
+    session.run_with_iobinding(bound)
+    times.append(time.perf_counter() - start)
 print(1e3 * float(np.median(times)))
 """
 
 
-def plain_loop(model: Path, seconds: float) -> float:
-    """The median latency in ms by a loop of ONNX Runtime, in its own process."""
+def on_core(core: int, command: list[str]) -> str:
+    """What a process prints that has but this core."""
     done = subprocess.run(
-        [sys.executable, "-c", PLAIN_LOOP, str(model), str(seconds)],
-        capture_output=True,
-        text=True,
-        check=True,
+        ["taskset", "--cpu-list", str(core), *command], capture_output=True, text=True, check=True
     )
-    return float(done.stdout.strip().splitlines()[-1])
+    return done.stdout
 
 
-def benchmark_app(model: Path, shape: str, seconds: float) -> float:
+def plain_loop(model: Path, seconds: float, core: int) -> float:
+    """The median latency in ms by a loop of ONNX Runtime, in its own process."""
+    command = [sys.executable, "-c", PLAIN_LOOP, str(model), str(seconds)]
+    return float(on_core(core, command).strip().splitlines()[-1])
+
+
+def benchmark_app(model: Path, shape: str, seconds: float, core: int) -> float:
     """The median latency in ms by OpenVINO's own tool, in its own process."""
     tool = "from openvino.tools.benchmark.main import main; main()"
     command = [sys.executable, "-c", tool, "-m", str(model), "-d", "CPU"]
     command += ["-data_shape", shape]  # dims that are dynamic stay so, as they do elsewhere here
     command += ["-hint", "none", "-nstreams", "1", "-nthreads", "1", "-nireq", "1", "-api", "sync"]
     command += ["-infer_precision", "f32", "-t", str(max(round(seconds), 1))]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found = re.search(r"Median:\s+([\d.]+) (ms|us)", done.stdout)
+    printed = on_core(core, command)
+    found = re.search(r"Median:\s+([\d.]+) (ms|us)", printed)
     if found is None:
-        raise SystemExit(f"benchmark_app gave no median:\n{done.stdout[-2000:]}")
+        raise SystemExit(f"benchmark_app gave no median:\n{printed[-2000:]}")
     return float(found[1]) / (1.0 if found[2] == "ms" else 1e3)
 
 
 def peers(model: Path, shape: str, rounds: int, seconds: float) -> None:
     """OpenVINO over ONNX Runtime, by optimc and by each runtime's own means, in turns."""
     ratios = []
-    for _ in range(rounds):
-        theirs = plain_loop(model, seconds)
-        ratios.append(theirs / benchmark_app(model, shape, seconds))
+    cores = sorted(os.sched_getaffinity(0))
+    for index in range(rounds):
+        core = cores[index % len(cores)]  # one may be slower than the next: see pipeline/turns.py
+        theirs = plain_loop(model, seconds, core)
+        ratios.append(theirs / benchmark_app(model, shape, seconds, core))
     by_peers = ratio_interval(np.log(ratios))
     ours = _ours(model, 6 * rounds * seconds / 5)
     print("| OpenVINO over ONNX Runtime, 1 thread, FP32 | speed-up | 95 % interval |")
@@ -296,7 +308,7 @@ def _ours(model: Path, seconds: float) -> Interval | str:
             engine = build_engine(target, own / "model" / "stored", own / "engine", name=runtime)
             workers[runtime] = stack.enter_context(EngineWorker(engine, name=runtime))
             workers[runtime].bind(seeded_feeds(engine.signature, {}))
-        timings = measure(workers, SamplingPlan(at_most_s=seconds))
+        timings = time_in_turns(workers, SamplingPlan(at_most_s=seconds))
         return timings.ratio("openvino", "onnxruntime")
 
 
@@ -325,7 +337,7 @@ def main() -> None:
     if "peers" in parts and options.model is None:
         print("peers: skipped, no --model\n")
     elif "peers" in parts:
-        peers(options.model, options.shape, 8, 2.0)
+        peers(options.model, options.shape, 16, 1.0)
     if {"aa", "ab"} & set(parts):
         gate_runs(options, [part for part in ("aa", "ab") if part in parts])
 

@@ -19,9 +19,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from optimc.measure.latency import SamplingPlan, Timings, measure
+from optimc.measure.latency import SamplingPlan, Timings
 from optimc.measure.machine import describe_machine
 from optimc.measure.statistics import Interval
+from optimc.pipeline.turns import time_in_turns
 from optimc.targets.client import EngineWorker
 from optimc.testing.timed import timed_chain
 
@@ -76,7 +77,7 @@ def gate_run(
         return ratio(timings).lower >= MARGIN or ratio(timings).upper < MARGIN
 
     with busy(hogs):
-        timings = measure(
+        timings = time_in_turns(
             {"source": source, "candidate": candidate},
             SamplingPlan(at_most_s=seconds),
             decided=decided,

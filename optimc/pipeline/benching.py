@@ -6,18 +6,18 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optimc.core.errors import InputError, unknown_name
 from optimc.core.targets import Engine
 from optimc.core.worker import Limits
-from optimc.measure.latency import SamplingPlan, Timings, measure
+from optimc.measure.latency import SamplingPlan, Timings
 from optimc.measure.statistics import Interval, Percentile
 from optimc.pipeline.bench_inputs import check_feeds, read_feeds, seeded_feeds
 from optimc.pipeline.timing import Case, Footprint, exclusive, footprint
-from optimc.targets.client import EngineWorker, build_engine, exchange_processes
+from optimc.pipeline.turns import time_in_turns
+from optimc.targets.client import EngineWorker, build_engine
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -153,13 +153,12 @@ def _measured(
 
 
 def _timed(workers: Mapping[str, EngineWorker], options: BenchOptions) -> Timings:
-    return measure(
+    return time_in_turns(
         workers,
         SamplingPlan(at_most_s=options.seconds),
         progress=lambda rounds, s: options.progress(
             min(s / options.seconds, 1.0), f"{rounds} rounds"
         ),
-        before_round=partial(exchange_processes, tuple(workers.values())),
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +12,11 @@ from optimc.core.cpu import usable_cores
 from optimc.core.errors import OptimcError
 from optimc.core.targets import Engine
 from optimc.core.worker import Limits
-from optimc.measure.latency import Latency, SamplingPlan, SubjectFailed, Timings, measure
+from optimc.measure.latency import Latency, SamplingPlan, SubjectFailed, Timings
 from optimc.measure.statistics import Interval
 from optimc.measure.throughput import Throughput, measure_throughput
-from optimc.targets.client import EngineWorker, exchange_processes
+from optimc.pipeline.turns import time_in_turns
+from optimc.targets.client import EngineWorker
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -170,18 +170,15 @@ class Timer:
             def question(timings: Timings, judged: Mapping[str, Subject] = judged) -> bool:
                 return decided is not None and decided(_cells(timings, judged))
 
-            exchange = partial(exchange_processes, tuple(alive.values()))
-
             try:
-                timings = measure(
+                timings = time_in_turns(
                     alive,
                     SamplingPlan(at_most_s=self.seconds),
+                    feeds=len(asked.feeds),
                     decided=question if decided else None,
                     progress=lambda rounds, s: self.progress(
                         min(s / self.seconds, 1.0), f"{case or 'latency'}, {rounds} rounds"
                     ),
-                    before_round=exchange,
-                    before_sweep=turning(tuple(alive.values()), len(asked.feeds)),
                     seed=self.seed,
                 )
                 break
@@ -253,18 +250,6 @@ def _steady_memory(worker: EngineWorker) -> float | None:
             return current
         before = current
     return before
-
-
-def turning(workers: Sequence[EngineWorker], feeds: int) -> Callable[[int], None] | None:
-    """Has all workers turn to the same feeds before each sweep; nothing where there is but one."""
-    if feeds == 1:
-        return None
-
-    def turn(sweep: int) -> None:
-        for worker in workers:
-            worker.choose(sweep)
-
-    return turn
 
 
 def case_name(sizes: Mapping[str, int]) -> str:

@@ -11,16 +11,16 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimc.core.digest import digest_of
-from optimc.measure.latency import SamplingPlan, Timings, measure
+from optimc.measure.latency import SamplingPlan, Timings
 from optimc.measure.statistics import Interval
-from optimc.pipeline.timing import exclusive, turning
+from optimc.pipeline.timing import exclusive
+from optimc.pipeline.turns import time_in_turns
 from optimc.pipeline.versions import compiler_digest
-from optimc.targets.client import EngineWorker, exchange_processes
+from optimc.targets.client import EngineWorker
 
 if TYPE_CHECKING:
     from optimc.core.targets import Engine
@@ -89,14 +89,12 @@ def _trial(
         }
         for worker in workers.values():
             worker.bind_all(case.feeds)
-        all_workers = tuple(workers.values())
-        timings = measure(
+        timings = time_in_turns(
             workers,
             SamplingPlan(at_most_s=seconds),
+            feeds=len(case.feeds),
             decided=lambda sampled: taken(sampled, names)[1],
             progress=lambda rounds, s: build.observer.on_share(min(s / seconds, 1.0), name),
-            before_round=partial(exchange_processes, all_workers),
-            before_sweep=turning(all_workers, len(case.feeds)),
             seed=build.recipe.seed,
         )
     told = {other: _told(timings.ratio(other, names[0])) for other in names[1:]}

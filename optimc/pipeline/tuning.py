@@ -319,9 +319,10 @@ class TimedDevice:
         return None if self._build.options.measure else "measuring is off (--no-measure)"
 
     def _timed(self, models: Mapping[str, Model]) -> Timings:
-        from optimc.measure.latency import SamplingPlan, measure
+        from optimc.measure.latency import SamplingPlan
         from optimc.pipeline.cases import benchmark_cases
         from optimc.pipeline.timing import exclusive
+        from optimc.pipeline.turns import time_in_turns
         from optimc.targets.client import EngineWorker
 
         build, name = self._build, self._cell.name
@@ -344,7 +345,12 @@ class TimedDevice:
             }
             for worker in workers.values():
                 worker.bind_all(feeds)
-            timings = measure(workers, SamplingPlan(at_most_s=seconds), seed=build.recipe.seed)
+            timings = time_in_turns(
+                workers,
+                SamplingPlan(at_most_s=seconds),
+                feeds=len(feeds),
+                seed=build.recipe.seed,
+            )
         return timings
 
 

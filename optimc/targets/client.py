@@ -127,6 +127,13 @@ class EngineWorker:
         """The process's number."""
         return self._worker.pid
 
+    @property
+    def threads(self) -> int:
+        """How many threads a run takes; 0 where it is as many as there are cores, or unknown."""
+        session = {**self._engine.manifest["session"], **self._opened["overrides"]}
+        threads = session.get("threads")
+        return threads if isinstance(threads, int) else 0
+
     def reopen(self) -> float:
         """Opens a fresh session, closing the one before, and returns how long that took, in ms.
 

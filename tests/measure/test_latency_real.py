@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from functools import partial
 
 import pytest
 
-from optimc.measure.latency import SamplingPlan, Timings, measure
+from optimc.measure.latency import SamplingPlan, Timings
 from optimc.measure.statistics import Interval, Percentile
-from optimc.targets.client import EngineWorker, exchange_processes
+from optimc.pipeline.turns import time_in_turns
+from optimc.targets.client import EngineWorker
 from optimc.testing.timed import timed_chain
 
 LAYERS = 20
@@ -38,11 +38,10 @@ def equal_runs(engines: dict[str, EngineWorker], runs: int, seconds: float) -> l
     subjects = {name: engines[name] for name in ("source", "again")}
     return [
         ratio(
-            measure(
+            time_in_turns(
                 subjects,
                 SamplingPlan(at_most_s=seconds),
                 decided=lambda timings: ratio(timings, "again").lower > 0.9,
-                before_round=partial(exchange_processes, tuple(subjects.values())),
                 seed=seed,
             ),
             "again",
@@ -64,7 +63,7 @@ def test_an_engine_against_itself_is_within_a_tenth(engines):
 
 def test_an_inserted_slowdown_moves_the_interval(engines):
     subjects = {name: engines[name] for name in ("source", "slower")}
-    timings = measure(
+    timings = time_in_turns(
         subjects,
         SamplingPlan(at_most_s=15),
         decided=lambda timings: ratio(timings, "slower").ci95[1] < 0.9,

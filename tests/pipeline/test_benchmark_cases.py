@@ -14,7 +14,7 @@ from optimc.core.errors import InputError
 from optimc.core.model import Signature, TensorSpec
 from optimc.pipeline.cases import check_data_cases, drawn, samples_in
 from optimc.pipeline.recipe import load_recipe
-from optimc.pipeline.timing import Case, turning
+from optimc.pipeline.timing import Case
 from optimc.testing.timed import chain
 
 
@@ -42,23 +42,6 @@ def test_few_samples_give_few_feeds(tmp_path: Path) -> None:
     assert len(drawn(dataset(tmp_path, 3), 1)) == 3
     with pytest.raises(InputError, match="no feed of 8 samples"):
         drawn(dataset(tmp_path, 3), 8)
-
-
-def test_all_workers_turn_to_the_same_feeds() -> None:
-    class Worker:
-        def __init__(self) -> None:
-            self.chosen: list[int] = []
-
-        def choose(self, index: int) -> None:
-            self.chosen.append(index)
-
-    workers: Any = (Worker(), Worker())
-    turn = turning(workers, 3)
-    assert turn is not None
-    turn(0)
-    turn(1)
-    assert workers[0].chosen == workers[1].chosen == [0, 1]
-    assert turning(workers, 1) is None
 
 
 def test_cases_have_names() -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from optimc.core.worker import Limits
-from optimc.measure.latency import SamplingPlan, Timings, measure
+from optimc.measure.latency import SamplingPlan, Timings
 from optimc.measure.statistics import ALPHA, Interval
 from optimc.pipeline.regression.pairs import Fresh
 from optimc.pipeline.regression.time_checks import verdict_of_speed
-from optimc.targets.client import EngineWorker, exchange_processes
+from optimc.pipeline.turns import time_in_turns
+from optimc.targets.client import EngineWorker
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,14 +51,13 @@ def time_side_by_side(
         assert margin is not None
         return speed_verdict(timings, margin, false_alarms) != "undecided"
 
-    return measure(
+    return time_in_turns(
         workers,
         SamplingPlan(at_most_s=seconds),
         decided=decided if margin is not None else None,
         progress=None
         if progress is None
         else lambda rounds, s: progress(min(s / seconds, 1.0), f"{rounds} rounds"),
-        before_round=partial(exchange_processes, tuple(workers.values())),
         seed=seed,
     )
 
