@@ -108,11 +108,9 @@ def opened(tool: Tool, path: Path, feeds: Feeds) -> Callable[[], object]:
     for name, array in feeds.items():
         request.set_tensor(name, openvino.Tensor(array))
 
-    def run() -> None:
-        request.start_async()
-        request.wait()
-
-    return run
+    request.start_async()  # once, as only this tells errors; see optimc/targets/openvino.py
+    request.wait()
+    return lambda: request.infer(share_outputs=True)
 
 
 def outputs(tool: Tool, path: Path, batches: list[Feeds]) -> Array:
