@@ -1,7 +1,8 @@
 """Speed against accuracy when a network is cut, trained again and quantized, each as one build.
 
     python bench/pruning.py [--cuts blocks=12 blocks=16 speedup=1.4 ...] [--at-most "15 min"]
-        [--teacher FILE] [--threads N] [--network resnet56] [--work FOLDER] [--out pruning.json]
+        [--teacher FILE] [--precision bfloat16] [--threads N] [--network resnet56]
+        [--work FOLDER] [--out pruning.json]
 
 `recipes/prune_distill_int8.yaml` is built once for each cut: `blocks=N` takes N residual blocks out
 (`prune_depth`), `speedup=X`, `macs=S` and `ratio=S` narrow the inside of blocks until the target is
@@ -137,6 +138,7 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--learning-rate", type=float, default=0.05)
     parser.add_argument("--teacher", type=Path, help="an ONNX file; else the network itself")
+    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--threads", type=int, help="of the training; else all")
     parser.add_argument("--network", default="resnet56", choices=["resnet20", "resnet56"])
     parser.add_argument("--work", type=Path, help="kept between runs: the cache and the builds")
@@ -147,6 +149,7 @@ def main() -> int:
         "at_most": options.at_most,
         "epochs": options.epochs,
         "learning_rate": options.learning_rate,
+        "precision": options.precision,
         "threads": options.threads,
     }
     if options.teacher is not None:

@@ -31,7 +31,11 @@ def begin(
 
     trainer = Trainer(bench, Train(**options), Path(samples), Path(folder), seed, threads)
     _trainers[bench] = trainer
-    return {"threads": trainer.threads, "samples": len(trainer.samples)}
+    return {
+        "threads": trainer.threads,
+        "samples": len(trainer.samples),
+        "emulated": trainer.compute.emulated(),
+    }
 
 
 def pace(bench: Workbench, arrays: Mapping[str, Any]) -> float:

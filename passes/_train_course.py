@@ -52,6 +52,7 @@ class Course:
         judged = options.keep == "best" and context.has(Input.TUNING) and self._choice is None
         self._tuning: Tuning | None = context.tuning if judged else None
         self._resumed = 0
+        self._emulated = False
         self._judging_s = 0.0
 
     def run(self) -> PassResult:
@@ -88,6 +89,7 @@ class Course:
             seed=context.seed,
             threads=self._choice["threads"] if self._choice is not None else options.threads,
         ).data
+        self._emulated = told["emulated"]
         self._key = digest_of(
             [options.options(), self._model.digest, context.training.digest, context.seed],
             [self._choice, told["threads"], self._tuning.digest if self._tuning else None],
@@ -184,6 +186,11 @@ class Course:
             notes.append(f"the last epoch is kept: {why}")
         losses: list[Any] = [f"{loss:.4g}" for loss in record.losses]
         notes.append(f"loss by epoch: {', '.join(losses)}")
+        if self._emulated:
+            notes.append(
+                f"this processor has no instructions for {options.precision}: without `precision`, "
+                "training is likely faster"
+            )
         if self._resumed:
             notes.append(f"went on after epoch {self._resumed}, where a build was interrupted")
         return notes

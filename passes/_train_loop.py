@@ -50,6 +50,7 @@ class Trainer:
         from optimc.calibration.sample_store import StoredSamples
         from optimc.passes._train_augment import augmenter
         from optimc.passes._train_losses import Objective, Taps, tapped
+        from optimc.passes._train_precision import Compute
         from optimc.passes._train_teacher import open_teacher
 
         self.bench = bench
@@ -57,6 +58,7 @@ class Trainer:
         self.seed = seed
         self.threads = threads or torch.get_num_threads()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.compute = Compute(self.device, options.precision)
         self.samples = StoredSamples(samples)
         self.epochs = options.epochs
         self.best: dict[str, torch.Tensor] = {}
@@ -69,7 +71,7 @@ class Trainer:
         own, others = tapped(options)
         self._taps = Taps(bench.module, own, "the model")
         self._teacher = (
-            open_teacher(bench, options.distill.teacher, folder, seed, others, self.device)
+            open_teacher(bench, options.distill.teacher, folder, seed, others, self.compute)
             if options.distill is not None
             else None
         )
@@ -174,7 +176,7 @@ class Trainer:
 
     def _forward(self, feeds: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         try:
-            return self.bench.forward(feeds)
+            return self.compute.outputs(self.bench.forward, feeds)
         except OptimcError:
             raise
         except Exception as error:

@@ -16,6 +16,7 @@ from optimc.core.user_code import importable
 from optimc.passes._patterns import near
 from optimc.passes._train_labels import against_labels, one_output
 from optimc.passes._train_options import weight_at
+from optimc.passes._train_precision import widened
 
 if TYPE_CHECKING:
     import torch
@@ -279,7 +280,7 @@ def _users(
 
 
 class Taps:
-    """Keeps what modules give, by name, until their next forward pass."""
+    """Keeps what modules give, by name, until their next forward pass; bfloat16 as float32."""
 
     def __init__(self, module: torch.nn.Module, names: Sequence[str], whose: str) -> None:
         self.seen: dict[str, torch.Tensor] = {}
@@ -299,7 +300,7 @@ class Taps:
 
         first = output[0] if isinstance(output, tuple | list) and output else output
         if isinstance(first, torch.Tensor):
-            self.seen[name] = first
+            self.seen[name] = widened(first)
 
     def close(self) -> None:
         """Takes the hooks off."""

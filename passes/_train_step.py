@@ -39,7 +39,8 @@ class Step:
     module: torch.nn.Module
     """The student, in training mode."""
     forward: Callable[[Tensors], Tensors]
-    """The student's outputs by name for any feeds; gradients flow."""
+    """The student's outputs by name for any feeds, float32 whatever `precision` says; gradients
+    flow. (What `module` is called with directly is computed in float32.)"""
     ask_teacher: Callable[[], Tensors] | None = None
     """What `teacher` is made by."""
     student_features: dict[str, torch.Tensor] = field(default_factory=dict)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from optimc.calibration.sample_store import StoredSamples
     from optimc.core.workbench import OpenedModule, Workbench
     from optimc.passes._train_options import Teacher
+    from optimc.passes._train_precision import Compute
     from optimc.passes._train_step import Tensors
 
 _SEGMENTS = "token_type_ids"
@@ -25,11 +26,11 @@ _REMEMBERED_BYTES = 1 << 30
 class ModuleTeacher:
     """A module in eval mode; what the modules `names` give is in `features`."""
 
-    def __init__(self, opened: OpenedModule, names: Sequence[str], device: Any) -> None:
-        self._opened = opened
+    def __init__(self, opened: OpenedModule, names: Sequence[str], compute: Compute) -> None:
+        self._opened, self._compute = opened, compute
         import torch
 
-        opened.module.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        opened.module.eval().to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._taps = Taps(opened.module, names, "the teacher")
         self.features = self._taps.seen
 
@@ -48,7 +49,7 @@ class ModuleTeacher:
                 fix=f"the data's inputs are: {', '.join(feeds)}",
             )
         with torch.no_grad():
-            return self._opened.outputs(feeds)
+            return self._compute.outputs(self._opened.outputs, feeds)
 
 
 class OnnxTeacher:
@@ -114,13 +115,14 @@ def open_teacher(
     folder: Path,
     seed: int,
     names: Sequence[str],
-    device: Any,
+    compute: Compute,
 ) -> ModuleTeacher | OnnxTeacher:
-    """The teacher; `names` are the modules whose features losses need."""
+    """The teacher; `names` are the modules whose features losses need. Modules run as `compute`
+    says, an ONNX file in the types it is in."""
     if isinstance(teacher, str):
-        return ModuleTeacher(bench.opened(), names, device)
+        return ModuleTeacher(bench.opened(), names, compute)
     if teacher.onnx is not None:
-        return OnnxTeacher(folder / teacher.onnx, names, device)
+        return OnnxTeacher(folder / teacher.onnx, names, compute.device)
     if teacher.hf is not None:
         options: dict[str, Any] = {
             "path": str(folder / teacher.hf),
@@ -129,7 +131,7 @@ def open_teacher(
             "normalize": bool(teacher.normalize),
             "declared": {},
         }
-        return ModuleTeacher(bench.opened("hf", options), names, device)
+        return ModuleTeacher(bench.opened("hf", options), names, compute)
     weights = None
     if teacher.weights is not None:
         weights = {
@@ -152,7 +154,7 @@ def open_teacher(
         "declared": declared,
         "seed": seed,
     }
-    return ModuleTeacher(bench.opened("factory", options), names, device)
+    return ModuleTeacher(bench.opened("factory", options), names, compute)
 
 
 class RememberedAnswers:

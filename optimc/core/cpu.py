@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 
 RELEVANT = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16", "avx512_bf16")
+BF16_FEATURES = frozenset({"amx_bf16", "avx512_bf16"})
+"""With either of them bfloat16 is computed with, by OpenVINO and PyTorch; without, emulated."""
 
 _BUSY = 50.0
 """Above so many per cent, a core has something else to do."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from optimc.core import telemetry
-from optimc.core.cpu import cpu_features
+from optimc.core.cpu import BF16_FEATURES, cpu_features
 from optimc.core.errors import CellError
 from optimc.core.model import Model, OnnxModel
 from optimc.core.targets import (
@@ -51,8 +51,6 @@ if TYPE_CHECKING:
 
 NAME = "OpenVINO"
 MODEL = "model.xml"
-BF16 = frozenset({"amx_bf16", "avx512_bf16"})
-"""CPU features with which OpenVINO names BF16 among its capabilities; without, it emulates it."""
 
 _WIDE = frozenset({"int64", "uint64", "float64"})
 _LOAD = """\
@@ -119,13 +117,17 @@ class OpenVino(Target):
     def open_options(self) -> Mapping[str, tuple[OptionValue, ...]]:
         found: dict[str, tuple[OptionValue, ...]] = {}
         if self.precision == "auto":
-            found["precision"] = ("f32", "bf16") if BF16 & cpu_features() else ("f32",)
+            found["precision"] = ("f32", "bf16") if BF16_FEATURES & cpu_features() else ("f32",)
         if self.threads == "auto":
             found["threads"] = thread_counts()
         return found
 
     def not_tried(self) -> Mapping[str, str]:
-        return {} if BF16 & cpu_features() else {"precision": "this CPU has no bf16 instructions"}
+        return (
+            {}
+            if BF16_FEATURES & cpu_features()
+            else {"precision": "this CPU has no bf16 instructions"}
+        )
 
     def build(self, model: Model, folder: Path, context: BuildContext) -> Engine:
         assert isinstance(model, OnnxModel)

@@ -471,6 +471,14 @@ def mixed(step):
     loss = nn.functional.cross_entropy
     return 0.7 * loss(logits, step.labels) + 0.3 * loss(logits, step.labels[order])
 
+def in_float32(step):
+    products = step.forward(step.feeds)["output"] @ torch.ones(10, 1)
+    tensors = [products, *step.student.values(), *step.teacher.values()]
+    assert step.student_features and step.teacher_features
+    tensors += [*step.student_features.values(), *step.teacher_features.values()]
+    assert all(tensor.dtype == torch.float32 for tensor in tensors)
+    return absolute(step)
+
 def broken(step):
     return step.student["missing"]
 
@@ -516,6 +524,45 @@ def test_each_loss_falls_when_it_is_trained_on(taught: TorchTrial, loss: dict[st
     assert float(result.stats["last_loss"]) < 0.9 * float(result.stats["first_loss"])
     # Hints are dropped: the tensors are the student's alone.
     assert set(tensors(result)) == set(network().state_dict())
+
+
+def test_in_bfloat16_it_learns_to_float32_weights_the_same_every_time(trial: TorchTrial) -> None:
+    trial.tuning = Judge()
+    result = train(trial, epochs=8, precision="bfloat16")
+    assert error_of(trial) < 0.1
+    found = tensors(result)
+    assert all(array.dtype == np.float32 for array in found.values() if array.dtype.kind == "f")
+    assert_same(train(trial, epochs=8, precision="bfloat16"), result)
+    exact = tensors(train(trial, epochs=8))
+    assert any(not np.array_equal(exact[name], array) for name, array in found.items())
+
+
+@pytest.mark.parametrize("loss", EACH, ids=lambda loss: next(iter(loss)))
+def test_losses_see_float32_whatever_is_computed_in(
+    taught: TorchTrial, loss: dict[str, Any]
+) -> None:
+    hint = {"features": {"pairs": {"7": "7"}, "weight": 0.0}}
+    losses = [loss, hint, {"call": "train_teachers:in_float32"}]
+    distill = {"teacher": WIDE, "losses": losses, "labels": 0.0}
+    result = train(taught, distill=distill, precision="bfloat16", schedule="constant", epochs=4)
+    assert float(result.stats["last_loss"]) < 0.95 * float(result.stats["first_loss"])
+
+
+def test_a_processor_without_bfloat16_is_told_of(
+    trial: TorchTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from optimc.passes import _train_precision
+
+    def said(features: set[str]) -> bool:
+        monkeypatch.setattr(_train_precision, "cpu_features", lambda: frozenset(features))
+        notes = train(trial, epochs=1, precision="bfloat16").notes
+        return any("no instructions for bfloat16" in note for note in notes)
+
+    if torch.cuda.is_available():
+        pytest.skip("the GPU is what trains here")
+    assert said({"avx2", "avx512f"})
+    assert not said({"avx2", "avx512f", "avx512_bf16"})
+    assert not said(set())
 
 
 def test_the_source_is_the_teacher_by_default(trial: TorchTrial, bare_digits: Digits) -> None:
