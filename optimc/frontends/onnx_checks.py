@@ -14,7 +14,8 @@ import onnx
 from onnx import TensorProto
 
 from optimc.core.errors import InputError, did_you_mean
-from optimc.frontends.onnx_files import all_protos, describe, tensor_bits
+from optimc.core.onnx_protos import all_protos
+from optimc.frontends.onnx_files import describe, tensor_bits
 
 MAX_VALUE_BYTES = 2**36
 """64 GiB: a fixed input shape above this is taken for a mistake."""

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto
 
 from optimc.core.errors import InputError, did_you_mean
+from optimc.core.onnx_protos import all_protos
 
 MAX_PROTOBUF_BYTES = 2**31 - 1
 """What one protobuf message can hold; bigger weights live in external data."""
@@ -77,17 +78,6 @@ def _onnx_files(folder: Path) -> list[str]:
         return [path.name for path in folder.iterdir() if path.suffix == ".onnx"]
     except OSError:
         return []
-
-
-def all_protos(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """The graph and all its subgraphs."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from all_protos(attribute.g)
-            for subgraph in attribute.graphs:
-                yield from all_protos(subgraph)
 
 
 def all_tensors(proto: onnx.ModelProto) -> Iterator[tuple[str, TensorProto]]:

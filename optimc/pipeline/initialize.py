@@ -88,8 +88,9 @@ def _look_at(path: Path) -> _Look:
         # Its operators are known once it is exported; networks without a matrix product are rare.
         operators = frozenset({"MatMul"})
         return _Look(found.signature, operators, found.kind, found.fields, found.known)
+    from optimc.core.onnx_protos import all_protos
     from optimc.frontends.onnx import read_signature
-    from optimc.frontends.onnx_files import all_protos, parse
+    from optimc.frontends.onnx_files import parse
 
     signature = read_signature(path)
     proto = parse(path)

@@ -8,9 +8,9 @@ computes of that is wrong, and no such engine proves itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from optimc.core.onnx_protos import all_protos
 from optimc.targets.artifacts import place_onnx
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def place_readable(model: OnnxModel, path: Path) -> None:
 
     place_onnx(model, path)
     proto = onnx.load(str(path), load_external_data=False)
-    for graph in _graphs(proto.graph):
+    for graph in all_protos(proto.graph):
         _rewrite(graph)
     path.write_bytes(proto.SerializeToString())
 
@@ -60,7 +60,7 @@ def _rewrite(graph: onnx.GraphProto) -> None:
                 found[node.output[0]] = attribute.t
     left = {
         name
-        for inner in _graphs(graph)
+        for inner in all_protos(graph)
         for node in inner.node
         if node.op_type in _LEFT
         for name in node.input
@@ -97,11 +97,3 @@ def _of_shape(name: str, tensor: onnx.TensorProto) -> onnx.NodeProto:
     kind = helper.tensor_dtype_to_np_dtype(tensor.data_type)
     value = numpy_helper.from_array(np.zeros(1, kind))
     return helper.make_node("ConstantOfShape", [f"{name}{_DIMS}"], [name], name=name, value=value)
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _graphs(attribute.g)
