@@ -20,14 +20,13 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pruning import RECIPE, ROOT, course_of, read_report
+from pruning import RECIPE, ROOT, built, course_of
 
 EPOCHS = 200
 
@@ -76,13 +75,7 @@ def build(options: argparse.Namespace, work: Path, shared: Path, seed: int) -> A
     made = yaml.safe_dump(recipe(options, shared, seed), sort_keys=False)
     (folder / "recipe.yaml").write_text(made)
     environment = {"CIFAR": str(shared / "data"), "OPTIMC_CACHE_DIR": str(work / "cache")}
-    subprocess.run(
-        [sys.executable, "-m", "optimc", "build", "recipe.yaml", "-o", "out"],
-        cwd=folder,
-        env={**os.environ, **environment},
-        check=False,  # the report says what came of it
-    )
-    return read_report(folder / "out")
+    return built(folder, environment)
 
 
 def main() -> int:

@@ -23,7 +23,6 @@ import ast
 import os
 import random
 import re
-import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -33,12 +32,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pruning import course_of, figures, line, read_report
+from pruning import built, course_of, figures, line
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = range(5, 41)
 LONGEST_FILE = 300_000
-LAST = "encoder.layer.5"
+LAST = "model.encoder.layer.5"
 
 
 def documentation() -> Iterator[str]:
@@ -177,13 +176,7 @@ def main() -> int:
         (work / "alike.py").write_text(ALIKE)
         made = yaml.safe_dump(recipe(options, shared), sort_keys=False)
         (work / "recipe.yaml").write_text(made)
-        subprocess.run(
-            [sys.executable, "-m", "optimc", "build", "recipe.yaml", "-o", "out"],
-            cwd=work,
-            env={**os.environ, "OPTIMC_CACHE_DIR": str(work / "cache")},
-            check=False,  # the report says what came of it
-        )
-        report = read_report(work / "out")
+        report = built(work, {"OPTIMC_CACHE_DIR": str(work / "cache")})
     for row in figures("a third", report, "spearman"):
         print(line(row))
     print("\n".join(course_of(report)))

@@ -25,6 +25,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,18 +72,21 @@ def build(cut: str, work: Path, shared: Path, training: dict[str, Any], network:
         "CIFAR": str(shared / "data"),
         "OPTIMC_CACHE_DIR": str(work / "cache"),
     }
+    return built(folder, environment)
+
+
+def built(folder: Path, environment: Mapping[str, str]) -> Any:
+    """Builds `recipe.yaml` of that folder: the report. Ends the program where none is written: the
+    build has said why."""
+    report = folder / "out" / "report.json"
+    report.unlink(missing_ok=True)  # of a run before
     subprocess.run(
         [sys.executable, "-m", "optimc", "build", "recipe.yaml", "-o", "out"],
         cwd=folder,
         env={**os.environ, **environment},
         check=False,  # the report says what came of it
     )
-    return read_report(folder / "out")
-
-
-def read_report(folder: Path) -> Any:
-    """What `optimc build` wrote into that folder."""
-    return json.loads((folder / "report.json").read_text("utf-8"))
+    return json.loads(report.read_text("utf-8")) if report.exists() else sys.exit(1)
 
 
 def course_of(report: Any) -> list[str]:
